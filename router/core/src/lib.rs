@@ -1,0 +1,4 @@
+//! anaphora-core
+pub mod ids;
+pub mod plan;
+pub mod request;
