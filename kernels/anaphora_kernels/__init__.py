@@ -1,0 +1,32 @@
+"""The catalogue: every operation that a layer may ask for, one public function each.
+
+    attention   paged_attention(query, key_cache, value_cache, metadata, scale, ...)  -> [T, heads, head_dim]
+    KV cache    kv_indices(block_tables, token_rows, positions, block_size)           -> [T]
+                kv_store(key, value, key_cache, value_cache, indices)                 in place
+                copy_blocks(pool, sources, destinations)                              in place
+    norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
+    rotary      rope(x, cos, sin)                                                     in place
+    MLP         silu_mul(gate_up)                                                     -> [T, intermediate]
+
+T is the number of tokens of a step, all rows together. Shapes, contract and layout stand in each op's folder, beside its `reference.py`, which is
+the specification in plain torch; `registry.py` says which implementation runs where. Every op takes `implementation=` to name one.
+This package depends on torch alone and never imports `anaphora`.
+"""
+
+from anaphora_kernels.copy_blocks import copy_blocks
+from anaphora_kernels.kv_store import kv_indices, kv_store
+from anaphora_kernels.paged_attention import AttentionMetadata, paged_attention
+from anaphora_kernels.rms_norm import rms_norm
+from anaphora_kernels.rope import rope
+from anaphora_kernels.silu_mul import silu_mul
+
+__all__ = [
+    "AttentionMetadata",
+    "copy_blocks",
+    "kv_indices",
+    "kv_store",
+    "paged_attention",
+    "rms_norm",
+    "rope",
+    "silu_mul",
+]

@@ -1,0 +1,22 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467), with the residual sum that comes before it."""
+
+from torch import Tensor
+
+from anaphora_kernels import registry
+
+
+def rms_norm(
+    x: Tensor,  # [T, hidden]
+    weight: Tensor,  # [hidden]
+    eps: float,
+    *,
+    residual: Tensor | None = None,  # [T, hidden], dtype of x; written: it becomes residual + x
+    implementation: str | None = None,
+) -> Tensor:
+    """normalise(residual + x) * weight, or normalise(x) * weight: [T, hidden], dtype of x.
+
+    The sum is rounded to the dtype of x; the normalisation is float32, rounded before it is multiplied by the weight.
+    """
+    run = registry.select("rms_norm", x.device.type, x.dtype, implementation)
+    out: Tensor = run(x, weight, eps, residual=residual)
+    return out

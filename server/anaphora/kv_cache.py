@@ -1,0 +1,52 @@
+"""The KV pool of one rank: its size in bytes, its memory, and the views that layers read.
+
+One allocation holds every layer, `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` (keys at 0, values at 1), so that a
+copied block is one indexed copy. It is never filled: on a CPU the pages that no block has used yet cost nothing, and
+whatever stands in an unused cell must not reach a result (the attention kernels are tested with NaN in there).
+Who owns which block is the router's knowledge alone.
+"""
+
+from dataclasses import dataclass
+
+import anaphora_kernels
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """What one token needs in the pool of this rank."""
+
+    num_layers: int
+    num_kv_heads: int  # of this rank
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Keys and values, all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class KvCache:
+    """The pool; both caches of a layer are `[num_blocks, block_size, num_kv_heads, head_dim]`."""
+
+    def __init__(self, layout: KvLayout, num_blocks: int, block_size: int, device: torch.device) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.pool = torch.empty(
+            (layout.num_layers, 2, num_blocks, block_size, layout.num_kv_heads, layout.head_dim),
+            dtype=layout.dtype,
+            device=device,
+        )
+        # Made once: slicing the pool in every layer of every step would cost more than small kernels do.
+        self._layers = [(keys_values[0], keys_values[1]) for keys_values in self.pool]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """The key cache and the value cache of one layer."""
+        return self._layers[index]
+
+    def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
+        """Copies blocks `sources` over blocks `destinations` ([n] int64 each), in every layer."""
+        anaphora_kernels.copy_blocks(self.pool, sources, destinations)
