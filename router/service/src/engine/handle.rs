@@ -1,0 +1,170 @@
+//! The handle: what the rest of the process holds of an engine task.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
+use anaphora_core::{Stats, ids::SequenceId, request::Request};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    EngineError, Status, Update,
+    limits::{Admission, Permit},
+};
+
+/// A handle to the task of one replica; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+/// What handle and task both see. Nothing in it is touched per token.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Unbounded, and yet bounded: a submit needs a permit, and a sequence is cancelled once.
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    /// Who may submit.
+    pub(super) admission: Admission,
+    /// Written by the task, and by nobody else.
+    pub(super) status: watch::Sender<Status>,
+    /// The last published snapshot: written once per step, read by whoever asks.
+    pub(super) stats: Mutex<Stats>,
+    /// Set before the task hears of it, so that nothing slips in between.
+    pub(super) draining: AtomicBool,
+}
+
+/// What the task is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Take a sequence; the answer says whether it was taken.
+    Submit(Submission),
+    /// Its [`Generation`] was dropped.
+    Cancel(SequenceId),
+    /// Take nothing new; the task ends when the last sequence has.
+    Drain,
+    /// Fail what is left and end.
+    Stop,
+}
+
+/// A sequence that asks to be taken.
+#[derive(Debug)]
+pub(super) struct Submission {
+    pub(super) request: Request,
+    pub(super) permit: Permit,
+    /// The span of the HTTP request, which step spans join.
+    pub(super) span: tracing::Span,
+    pub(super) reply: oneshot::Sender<Result<Generation, EngineError>>,
+}
+
+/// One accepted sequence. Dropping it cancels the sequence: its row is free in the next step.
+#[derive(Debug)]
+pub struct Generation {
+    pub(super) sequence: SequenceId,
+    pub(super) updates: mpsc::Receiver<Update>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) ended: bool,
+}
+
+// === impl Engine ===
+
+impl Engine {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Asks the replica to generate; waits for the task to answer, which it does between two steps.
+    ///
+    /// # Errors
+    /// - [`EngineError::Overloaded`] if too many sequences are running and waiting
+    /// - [`EngineError::Unavailable`] if the replica is not ready
+    /// - [`EngineError::ShuttingDown`] if the process drains
+    /// - [`EngineError::Rejected`] if the request can never be served
+    pub async fn submit(&self, request: Request) -> Result<Generation, EngineError> {
+        if self.is_draining() {
+            return Err(EngineError::ShuttingDown);
+        }
+        if !matches!(*self.shared.status.borrow(), Status::Ready(_)) {
+            return Err(EngineError::Unavailable { retry_after: self.shared.admission.until_ready() });
+        }
+        let permit = self.shared.admission.enter()?;
+        let (reply, answer) = oneshot::channel();
+        let submission = Submission { request, permit, span: tracing::Span::current(), reply };
+        // A closed channel: the task has ended, which it does only in a drain.
+        self.shared.commands.send(Command::Submit(submission)).map_err(|_| EngineError::ShuttingDown)?;
+        answer.await.unwrap_or(Err(EngineError::ShuttingDown))
+    }
+
+    /// What the replica is doing now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        if self.is_draining() { Status::Draining } else { self.shared.status.borrow().clone() }
+    }
+
+    /// The scheduler's counts after the last step.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.stats.lock().expect("nothing panics while it holds this lock. This is a bug.").clone()
+    }
+
+    /// Sequences running and waiting.
+    #[must_use]
+    pub fn num_live(&self) -> usize {
+        self.shared.admission.num_live()
+    }
+
+    /// Waits until sequences are served; for tests and start-up.
+    pub async fn ready(&self) {
+        let mut status = self.shared.status.subscribe();
+        // The sender lives in `self.shared`, so it cannot be gone.
+        let _ = status.wait_for(|status| matches!(status, Status::Ready(_))).await;
+    }
+
+    /// Takes nothing new from now on; the sequences that were accepted finish.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        // A closed channel: the task has ended already.
+        let _ = self.shared.commands.send(Command::Drain);
+    }
+
+    /// Fails what is left with [`EngineError::ShuttingDown`], and ends the task.
+    pub fn stop(&self) {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        let _ = self.shared.commands.send(Command::Stop);
+    }
+
+    /// Waits until the task has ended, which it does after [`drain`](Self::drain) or [`stop`](Self::stop).
+    pub async fn stopped(&self) {
+        self.shared.commands.closed().await;
+    }
+
+    fn is_draining(&self) -> bool {
+        self.shared.draining.load(Ordering::SeqCst)
+    }
+}
+
+// === impl Generation ===
+
+impl Generation {
+    /// What happens next; `None` after the update that ended the sequence.
+    ///
+    /// Cancel safe: an update is never lost.
+    pub async fn next(&mut self) -> Option<Update> {
+        if self.ended {
+            return None;
+        }
+        // The task keeps room for a last update and always sends one, unless the whole runtime is going down.
+        let update = self.updates.recv().await.unwrap_or(Update::Failed(EngineError::ShuttingDown));
+        self.ended = matches!(update, Update::Finished(_) | Update::Failed(_));
+        Some(update)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.ended {
+            // A closed channel: the task has ended, and with it the sequence.
+            let _ = self.commands.send(Command::Cancel(self.sequence));
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! How many sequences may be alive, and when to come back if that is too many.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::EngineError;
+
+/// Clients are told to come back no sooner and no later than this.
+const RETRY_AFTER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// The bound on live sequences, and the measured rates behind `Retry-After`. Written by the task, read by handles; each number
+/// stands for itself, so relaxed ordering does.
+#[derive(Debug)]
+pub(super) struct Admission {
+    live: Arc<AtomicUsize>,
+    max_live: usize,
+    /// Mean time between two sequences' ends, in microseconds; 0 before it was measured.
+    end_interval_us: AtomicU64,
+    /// Sequences waiting for their first step.
+    num_waiting: AtomicUsize,
+    /// When a lost or starting replica is expected, in milliseconds from now.
+    until_ready_ms: AtomicU64,
+}
+
+/// A live sequence's place; dropping it makes room.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<AtomicUsize>);
+
+impl Admission {
+    pub(super) fn new(max_live: usize) -> Self {
+        Self {
+            live: Arc::default(),
+            max_live,
+            end_interval_us: AtomicU64::new(0),
+            num_waiting: AtomicUsize::new(0),
+            until_ready_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes a place, if there is one.
+    pub(super) fn enter(&self) -> Result<Permit, EngineError> {
+        self.live
+            .fetch_update(Relaxed, Relaxed, |live| (live < self.max_live).then_some(live + 1))
+            .map(|_| Permit(Arc::clone(&self.live)))
+            .map_err(|_| EngineError::Overloaded { retry_after: self.until_room() })
+    }
+
+    pub(super) fn num_live(&self) -> usize {
+        self.live.load(Relaxed)
+    }
+
+    /// Publishes the drain rate.
+    pub(super) fn set_rate(&self, end_interval: Duration, num_waiting: usize) {
+        self.end_interval_us.store(end_interval.as_micros() as u64, Relaxed);
+        self.num_waiting.store(num_waiting, Relaxed);
+    }
+
+    /// Publishes when a replica that is not ready is expected to be.
+    pub(super) fn set_until_ready(&self, expected: Duration) {
+        self.until_ready_ms.store(expected.as_millis() as u64, Relaxed);
+    }
+
+    /// When a replica that is not ready is expected to be.
+    pub(super) fn until_ready(&self) -> Duration {
+        clamp(Duration::from_millis(self.until_ready_ms.load(Relaxed)))
+    }
+
+    /// When those who wait now will have begun, at the rate at which sequences end.
+    fn until_room(&self) -> Duration {
+        let interval = Duration::from_micros(self.end_interval_us.load(Relaxed));
+        let num_ahead = u32::try_from(self.num_waiting.load(Relaxed)).unwrap_or(u32::MAX);
+        clamp(interval.saturating_mul(num_ahead.saturating_add(1)))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+fn clamp(retry_after: Duration) -> Duration {
+    retry_after.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
+}
+
+/// Exponentially weighted mean of the time between sequences' ends.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct EndRate {
+    last_us: Option<u64>,
+    mean_us: f64,
+}
+
+impl EndRate {
+    /// `num_ended` sequences ended at `now_us`.
+    pub(super) fn record(&mut self, num_ended: usize, now_us: u64) {
+        if num_ended == 0 {
+            return;
+        }
+        if let Some(last_us) = self.last_us {
+            let interval = now_us.saturating_sub(last_us) as f64 / num_ended as f64;
+            // The weight of the past falls to a third over eight ends.
+            let weight = 1.0 - 0.875_f64.powi(i32::try_from(num_ended).unwrap_or(i32::MAX));
+            self.mean_us = if self.mean_us == 0.0 { interval } else { self.mean_us + weight * (interval - self.mean_us) };
+        }
+        self.last_us = Some(now_us);
+    }
+
+    pub(super) fn interval(&self) -> Duration {
+        Duration::from_micros(self.mean_us as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_again_when_its_permit_is_dropped() {
+        let admission = Admission::new(2);
+        let first = admission.enter().unwrap();
+        let _second = admission.enter().unwrap();
+        assert!(matches!(admission.enter(), Err(EngineError::Overloaded { .. })));
+        drop(first);
+        assert_eq!(admission.num_live(), 1);
+        assert!(admission.enter().is_ok());
+    }
+
+    #[test]
+    fn retry_after_follows_the_drain_rate_within_its_bounds() {
+        for (interval_ms, num_waiting, expect_s) in
+            [(0, 0, 1), (10, 20, 1), (500, 9, 5), (2_000, 4, 10), (10_000, 100, 60)]
+        {
+            let admission = Admission::new(0);
+            admission.set_rate(Duration::from_millis(interval_ms), num_waiting);
+            let retry_after = Duration::from_secs(expect_s);
+            assert_eq!(admission.enter().unwrap_err(), EngineError::Overloaded { retry_after });
+        }
+    }
+
+    #[test]
+    fn the_end_rate_converges() {
+        let mut rate = EndRate::default();
+        for step in 0..100 {
+            rate.record(2, step * 1_000_000);
+        }
+        assert_eq!(rate.interval(), Duration::from_millis(500));
+        for step in 100..200 {
+            rate.record(1, step * 1_000_000);
+        }
+        assert!((rate.interval().as_secs_f64() - 1.0).abs() < 0.01);
+    }
+}
