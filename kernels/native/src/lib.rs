@@ -1,1 +1,12 @@
-//! (skeleton)
+//! CPU kernels: plain functions over slices, with no Python and no tensors in sight.
+//!
+//! Every kernel is a folder with two twins of one signature: `naive`, a few loops that are plainly right, and `fast`,
+//! written in blocks that the compiler turns into SIMD and spread over the threads of a [`Pool`]. One source serves
+//! every instruction set: [`simd::dispatch`] compiles its body for AVX-512, AVX2 and the baseline, and picks at run time.
+//! `tests/` holds the twins against each other on every path that the machine can run.
+
+pub mod paged_attention;
+pub mod pool;
+pub mod simd;
+
+pub use pool::Pool;
