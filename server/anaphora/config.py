@@ -112,3 +112,8 @@ def cache_dir(environment: Mapping[str, str] | None = None) -> Path:
     if xdg := environment.get("XDG_CACHE_HOME"):
         return Path(xdg) / "anaphora"
     return Path.home() / ".cache" / "anaphora"
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment for a child, with `changes`."""
+    return {**os.environ, **changes}
