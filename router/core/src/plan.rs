@@ -148,6 +148,19 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The sequence to which it happened.
+    #[must_use]
+    pub fn sequence(&self) -> SequenceId {
+        match self {
+            Self::Started { sequence, .. }
+            | Self::Token { sequence, .. }
+            | Self::Finished { sequence, .. }
+            | Self::Preempted { sequence } => *sequence,
+        }
+    }
+}
+
 /// Why a sequence ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {

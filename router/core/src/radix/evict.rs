@@ -1,0 +1,64 @@
+//! Taking blocks out of the index: the least recently used leaves first, and from the end of their runs.
+
+use std::ops::Bound::{Excluded, Unbounded};
+
+use super::{Above, NodeId, PrefixIndex};
+use crate::ids::{BlockId, TokenId};
+
+impl PrefixIndex {
+    /// Takes out up to `num_blocks` blocks that nobody holds, least recently used leaves first, and appends them to `evicted`.
+    ///
+    /// A run loses its last blocks first, so what remains of it is still a prefix.
+    pub fn evict(&mut self, num_blocks: usize, evicted: &mut Vec<BlockId>) {
+        let mut num_left = num_blocks;
+        while num_left > 0 {
+            let Some(&(_, id)) = self.evictable.first() else { return };
+            let node = &mut self.nodes[id];
+            let num_taken = num_left.min(node.blocks.len());
+            num_left -= num_taken;
+            if num_taken == node.blocks.len() {
+                self.remove_leaf(id, evicted);
+                continue;
+            }
+            let num_kept = node.blocks.len() - num_taken;
+            evicted.extend(node.blocks.drain(num_kept..).rev());
+            node.tokens.truncate(num_kept * self.block_size);
+            self.num_blocks -= num_taken as u32;
+        }
+    }
+
+    /// Removes tails below `at` that hold nothing but the beginning of `key`, unless somebody is copying them.
+    pub(super) fn remove_superseded(&mut self, at: NodeId, key: &[TokenId], removed: &mut Vec<BlockId>) {
+        // A key that is a prefix of `key` stands before it, and no further than `key` has in common with its predecessor.
+        let children = &self.nodes[at].children;
+        let mut before = children.range::<[TokenId], _>((Unbounded, Excluded(key)));
+        let Some((predecessor, _)) = before.next_back() else { return };
+        for len in (1..=super::common_prefix(predecessor, key)).rev() {
+            let Some(&tail) = self.nodes[at].children.get(&key[..len]) else { continue };
+            if self.nodes[tail].is_evictable() {
+                self.remove_leaf_of(tail, at, removed);
+            }
+        }
+    }
+
+    fn remove_leaf(&mut self, id: NodeId, removed: &mut Vec<BlockId>) {
+        let parent = self.nodes[id].parent().expect("a root is never evictable. This is a bug.");
+        self.remove_leaf_of(id, parent, removed);
+        let node = &self.nodes[parent];
+        if node.is_evictable() {
+            self.evictable.insert((node.last_used, parent));
+        } else if let (Above::Namespace(namespace), true) = (&node.above, node.children.is_empty()) {
+            self.roots.remove(namespace);
+            self.nodes.remove(parent);
+        }
+    }
+
+    /// Removes an unlocked leaf; whoever calls decides what becomes of the parent.
+    fn remove_leaf_of(&mut self, id: NodeId, parent: NodeId, removed: &mut Vec<BlockId>) {
+        let node = self.nodes.remove(id);
+        self.evictable.remove(&(node.last_used, id));
+        self.nodes[parent].children.remove(node.key(self.block_size));
+        self.num_blocks -= node.blocks.len() as u32;
+        removed.extend(node.blocks.into_iter().rev());
+    }
+}

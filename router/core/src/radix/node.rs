@@ -1,0 +1,128 @@
+//! The nodes of the tree and the slab that holds them.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    ids::{BlockId, TokenId},
+    request::Namespace,
+};
+
+/// A node of the tree; stable while the node lives, reused afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct NodeId(pub(super) u32);
+
+/// What stands above a node.
+#[derive(Clone, Debug)]
+pub(super) enum Above {
+    /// Nothing: the root of this namespace, a node without blocks.
+    Namespace(Namespace),
+    /// The parent.
+    Node(NodeId),
+}
+
+/// A run of blocks. Either all of them are full (`tokens.len() == blocks.len() * block_size`), or the node is a *tail*: a
+/// leaf of one block that is not full.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) above: Above,
+    /// The tokens of the run, contiguous, so that a match is a slice comparison.
+    pub(super) tokens: Vec<TokenId>,
+    pub(super) blocks: Vec<BlockId>,
+    /// By the tokens of their first block. Ordered, so that the child with the longest common prefix is a neighbour of
+    /// where the searched tokens would stand; and no hash is trusted, or can be attacked.
+    pub(super) children: BTreeMap<Box<[TokenId]>, NodeId>,
+    /// Locks on this node itself, plus one for each child that is locked.
+    pub(super) num_locks: u32,
+    /// Logical time at which the node was last unlocked (or inserted unlocked).
+    pub(super) last_used: u64,
+}
+
+impl Node {
+    pub(super) fn root(namespace: Namespace) -> Self {
+        Self::new(Above::Namespace(namespace), Vec::new(), Vec::new())
+    }
+
+    pub(super) fn new(above: Above, tokens: Vec<TokenId>, blocks: Vec<BlockId>) -> Self {
+        Self { above, tokens, blocks, children: BTreeMap::new(), num_locks: 0, last_used: 0 }
+    }
+
+    pub(super) fn is_root(&self) -> bool {
+        matches!(self.above, Above::Namespace(_))
+    }
+
+    pub(super) fn parent(&self) -> Option<NodeId> {
+        match self.above {
+            Above::Namespace(_) => None,
+            Above::Node(parent) => Some(parent),
+        }
+    }
+
+    /// A leaf that holds blocks which nobody reads.
+    pub(super) fn is_evictable(&self) -> bool {
+        self.children.is_empty() && self.num_locks == 0 && !self.is_root()
+    }
+
+    /// The key of this node among its siblings.
+    pub(super) fn key(&self, block_size: usize) -> &[TokenId] {
+        &self.tokens[..block_size.min(self.tokens.len())]
+    }
+}
+
+/// Nodes by id, with the ids of removed nodes reused.
+#[derive(Debug, Default)]
+pub(super) struct Slab {
+    nodes: Vec<Option<Node>>,
+    vacant: Vec<NodeId>,
+}
+
+impl Slab {
+    pub(super) fn insert(&mut self, node: Node) -> NodeId {
+        if let Some(id) = self.vacant.pop() {
+            self.nodes[id.0 as usize] = Some(node);
+            return id;
+        }
+        self.nodes.push(Some(node));
+        NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    pub(super) fn remove(&mut self, id: NodeId) -> Node {
+        self.vacant.push(id);
+        self.nodes[id.0 as usize].take().expect("removed a node that lives. This is a bug.")
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().enumerate().filter_map(|(id, node)| Some((NodeId(id as u32), node.as_ref()?)))
+    }
+}
+
+impl std::ops::Index<NodeId> for Slab {
+    type Output = Node;
+
+    fn index(&self, id: NodeId) -> &Node {
+        self.nodes[id.0 as usize].as_ref().expect("looked at a node that lives. This is a bug.")
+    }
+}
+
+impl std::ops::IndexMut<NodeId> for Slab {
+    fn index_mut(&mut self, id: NodeId) -> &mut Node {
+        self.nodes[id.0 as usize].as_mut().expect("looked at a node that lives. This is a bug.")
+    }
+}
+
+/// How many tokens two runs share from their start. Compares in stretches, each one `memcmp`.
+pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
+    const STRETCH: usize = 512;
+    let len = a.len().min(b.len());
+    let (a, b) = (&a[..len], &b[..len]);
+    let mut start = 0;
+    while start < len {
+        let end = (start + STRETCH).min(len);
+        if a[start..end] != b[start..end] {
+            let same = a[start..end].iter().zip(&b[start..end]).take_while(|(x, y)| x == y).count();
+            return start + same;
+        }
+        start = end;
+    }
+    len
+}
