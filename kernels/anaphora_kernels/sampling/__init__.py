@@ -5,11 +5,12 @@
 
 The order of the stages is that of `transformers` (`GenerationMixin._get_logits_processor`: sequence bias, repetition
 penalty, minimum of new tokens, temperature, top-k, top-p, min-p, typical-p; frequency and presence penalties, which it
-lacks, follow the repetition penalty as in vLLM's `apply_penalties`). Truncations keep every token that ties with the last
-one kept. A stage that no row uses is None, and costs nothing: the host knows.
+lacks, follow the repetition penalty as in vLLM's `apply_penalties`). Truncations keep every token that ties with the
+last one kept. A stage that no row uses is None, and costs nothing: the host knows.
 
-Randomness is one number per row, from a hash of (seed, number of tokens generated so far): neither the other rows of the
-batch nor the slot can change what a row draws. Log-probabilities are those of the unmodified logits, at temperature 1.
+Randomness is one number per row, from a hash of (seed, number of tokens generated so far): neither the other rows of
+the batch nor the slot can change what a row draws. Log-probabilities are those of the unmodified logits, at
+temperature 1.
 """
 
 from dataclasses import dataclass

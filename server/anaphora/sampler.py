@@ -1,0 +1,205 @@
+"""How the rows choose their tokens: parameters by slot, on the host; token counts by slot, on the device.
+
+    start(row)              once per sequence: its parameters, and what penalties must count
+    sample(logits, slots)   parameters of these slots -> SamplingMetadata -> anaphora_kernels.sampling -> tokens
+
+The arithmetic is `anaphora_kernels.sampling`'s; this file knows which rows need which stage, so that nothing is
+computed for a stage that no row uses.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import anaphora_kernels
+import numpy as np
+import torch
+from anaphora_kernels import SamplingMetadata
+from anaphora_kernels.sampling import LogitBias, Penalties, RandomRows, Samples
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anaphora.errors import InvalidStepError
+from anaphora.staging import upload
+from anaphora.wire import RowStart, Sampling
+
+I64Array = NDArray[np.int64]
+
+# Below this a temperature is greedy: dividing by it would overflow, and the likeliest token is as good as certain.
+_MIN_TEMPERATURE: Final = 1e-5
+
+# One record per slot. Integers are as wide as the device tensors that they become.
+_PARAMETERS: Final = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_k", np.int64),
+        ("top_p", np.float32),
+        ("min_p", np.float32),
+        ("typical_p", np.float32),
+        ("repetition", np.float32),
+        ("frequency", np.float32),
+        ("presence", np.float32),
+        ("seed", np.int64),  # the 64 bits of the seed, whatever their sign
+        ("num_generated", np.int64),
+        ("num_top", np.int64),
+        ("min_new_tokens", np.int64),
+        ("is_random", np.bool_),
+        ("is_penalised", np.bool_),
+        ("is_biased", np.bool_),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class SampledBatch:
+    """What was chosen for the rows of a batch, still on the device."""
+
+    samples: Samples
+    top_rows: I64Array  # rows that asked for alternatives
+    num_top: I64Array  # how many each of them asked for; `samples` holds the most that any did
+
+
+class Sampler:
+    """The sampling state of every slot."""
+
+    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
+        """No slot has parameters yet."""
+        self.vocab_size = vocab_size
+        self.device = device
+        self._parameters = np.zeros(max_rows, _PARAMETERS)
+        self._biases: list[tuple[I64Array, NDArray[np.float32]] | None] = [None] * max_rows
+        self._stop_tokens: list[I64Array] = [np.empty(0, np.int64)] * max_rows
+        # [max_rows, vocab] each; made when the first sequence with a penalty comes (the warm-up's does).
+        self._in_prompt: Tensor | None = None
+        self._output_counts: Tensor | None = None
+
+    def start(self, row: RowStart, step_id: int) -> None:
+        """A slot begins a sequence. Raises InvalidStepError for tokens outside of the vocabulary."""
+        sampling = row.sampling
+        for tokens in (sampling.bias_tokens, sampling.stop_tokens, row.history):
+            if tokens.size > 0 and int(tokens.max()) >= self.vocab_size:
+                raise InvalidStepError(step_id, f"token {tokens.max()} is not in a vocabulary of {self.vocab_size}")
+        self._parameters[row.slot] = self._record(sampling, row.num_generated)
+        self._biases[row.slot] = (
+            (sampling.bias_tokens.astype(np.int64), sampling.bias_values) if sampling.bias_tokens.size > 0 else None
+        )
+        self._stop_tokens[row.slot] = sampling.stop_tokens.astype(np.int64)
+        if sampling.needs_history:
+            self._count_history(row)
+
+    def sample(self, logits: Tensor, slots: I64Array) -> SampledBatch:
+        """One token for each row of `logits` [R, vocab]; row i belongs to slot `slots[i]`. Counts them as generated."""
+        parameters = self._parameters[slots]
+        penalties = self._penalties(parameters, slots)
+        top_rows = np.flatnonzero(parameters["num_top"])
+        metadata = SamplingMetadata(
+            bias=self._bias(parameters, slots),
+            penalties=penalties,
+            random=self._random_rows(parameters),
+            top_rows=upload([top_rows], self.device)[0] if top_rows.size > 0 else None,
+            num_top=int(parameters["num_top"].max()),
+        )
+        samples = anaphora_kernels.sampling(logits, metadata)
+        self._parameters["num_generated"][slots] += 1
+        if penalties is not None:
+            ones = torch.ones_like(penalties.slots, dtype=torch.int32)
+            chosen = (penalties.slots, samples.tokens[penalties.rows])
+            penalties.output_counts.index_put_(chosen, ones, accumulate=True)
+        return SampledBatch(samples, top_rows, parameters["num_top"][top_rows])
+
+    # === state of a slot ===
+
+    def _record(self, sampling: Sampling, num_generated: int) -> NDArray[np.void]:
+        record = np.zeros((), _PARAMETERS)
+        is_random = sampling.temperature >= _MIN_TEMPERATURE
+        record["temperature"] = sampling.temperature if is_random else 1.0
+        record["top_k"] = sampling.top_k if 0 < sampling.top_k < self.vocab_size else self.vocab_size
+        record["top_p"] = sampling.top_p
+        record["min_p"] = sampling.min_p
+        record["typical_p"] = sampling.typical_p
+        record["repetition"] = sampling.repetition_penalty
+        record["frequency"] = sampling.frequency_penalty
+        record["presence"] = sampling.presence_penalty
+        record["seed"] = np.uint64(sampling.seed).astype(np.int64)
+        record["num_generated"] = num_generated
+        record["num_top"] = min(sampling.num_top_logprobs, self.vocab_size)
+        record["min_new_tokens"] = sampling.min_new_tokens if sampling.stop_tokens.size > 0 else 0
+        record["is_random"] = is_random
+        record["is_penalised"] = sampling.needs_history
+        record["is_biased"] = sampling.bias_tokens.size > 0
+        return record
+
+    def _count_history(self, row: RowStart) -> None:
+        if self._in_prompt is None or self._output_counts is None:
+            shape = (len(self._biases), self.vocab_size)
+            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        history = row.history.astype(np.int64)
+        prompt, output = upload((history[: row.num_prompt_tokens], history[row.num_prompt_tokens :]), self.device)
+        self._in_prompt[row.slot].zero_().index_fill_(0, prompt, 1)
+        ones = torch.ones_like(output, dtype=torch.int32)
+        self._output_counts[row.slot].zero_().index_put_((output,), ones, accumulate=True)
+
+    # === metadata of a batch: None for a stage that no row uses ===
+
+    def _bias(self, parameters: NDArray[np.void], slots: I64Array) -> LogitBias | None:
+        """Biases, and -inf for the stop tokens of rows that must go on."""
+        rows: list[tuple[int, I64Array, NDArray[np.float32]]] = []
+        for row in np.flatnonzero(parameters["is_biased"]):
+            bias = self._biases[slots[row]]
+            if bias is not None:
+                rows.append((int(row), *bias))
+        for row in np.flatnonzero(parameters["num_generated"] < parameters["min_new_tokens"]):
+            tokens = self._stop_tokens[slots[row]]
+            rows.append((int(row), tokens, np.full(tokens.size, -np.inf, np.float32)))
+        if not rows:
+            return None
+        lengths = [tokens.size for _, tokens, _ in rows]
+        batch_rows = np.repeat(np.array([row for row, _, _ in rows], np.int64), lengths)
+        tokens = np.concatenate([tokens for _, tokens, _ in rows])
+        values = np.concatenate([values for _, _, values in rows])
+        return LogitBias(*upload((batch_rows, tokens, values), self.device))
+
+    def _penalties(self, parameters: NDArray[np.void], slots: I64Array) -> Penalties | None:
+        rows = np.flatnonzero(parameters["is_penalised"])
+        if rows.size == 0 or self._in_prompt is None or self._output_counts is None:
+            return None
+        chosen = parameters[rows]
+        values = (chosen[name].copy() for name in ("repetition", "frequency", "presence"))
+        device_rows, device_slots, repetition, frequency, presence = upload((rows, slots[rows], *values), self.device)
+        return Penalties(
+            rows=device_rows,
+            slots=device_slots,
+            repetition=repetition,
+            frequency=frequency,
+            presence=presence,
+            in_prompt=self._in_prompt,
+            output_counts=self._output_counts,
+        )
+
+    def _random_rows(self, parameters: NDArray[np.void]) -> RandomRows | None:
+        rows = np.flatnonzero(parameters["is_random"])
+        if rows.size == 0:
+            return None
+        chosen = parameters[rows]
+        uses = {
+            "top_k": bool((chosen["top_k"] < self.vocab_size).any()),
+            "top_p": bool((chosen["top_p"] < 1).any()),
+            "min_p": bool((chosen["min_p"] > 0).any()),
+            "typical_p": bool((chosen["typical_p"] < 1).any()),
+        }
+        names = ["temperature", "seed", "num_generated", *(name for name, used in uses.items() if used)]
+        # A field of a record array is strided: tensors want their own memory.
+        tensors = upload([rows, *(chosen[name].copy() for name in names)], self.device)
+        by_name = dict(zip(names, tensors[1:], strict=True))
+        top_k = chosen["top_k"]
+        return RandomRows(
+            rows=None if rows.size == parameters.size else tensors[0],
+            temperature=by_name["temperature"],
+            seeds=by_name["seed"],
+            num_generated=by_name["num_generated"],
+            top_k=by_name.get("top_k"),
+            max_top_k=int(top_k[top_k < self.vocab_size].max()) if uses["top_k"] else 0,
+            top_p=by_name.get("top_p"),
+            min_p=by_name.get("min_p"),
+            typical_p=by_name.get("typical_p"),
+        )

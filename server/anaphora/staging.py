@@ -1,0 +1,68 @@
+"""Moving a step's small arrays to the device in one copy, and its results back in one.
+
+On a GPU an upload is one pinned buffer and one asynchronous copy, however many arrays there are; on a CPU the tensors
+are the arrays themselves. Neither waits for the device: torch's allocator keeps a pinned buffer until the copy out of
+it is done, so two steps in flight never write over each other's.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_ALIGNMENT: Final = 16  # bytes: enough for every dtype, and for vector loads
+
+_TORCH_DTYPES: Final = {
+    np.dtype(np.bool_): torch.bool,
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.float32): torch.float32,
+}
+
+
+def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """Each array as a tensor on `device`. On a CPU they share memory: hand over arrays that nobody writes to."""
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    starts = []
+    num_bytes = 0
+    for array in arrays:
+        starts.append(num_bytes)
+        num_bytes += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+    pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    host = pinned.numpy()
+    for start, array in zip(starts, arrays, strict=True):
+        host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    packed = pinned.to(device, non_blocking=True)
+    return [
+        packed[start : start + array.nbytes].view(_TORCH_DTYPES[array.dtype]).view(array.shape)
+        for start, array in zip(starts, arrays, strict=True)
+    ]
+
+
+class Download:
+    """Tensors on their way to the host."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Starts the copy; nothing waits."""
+        self._event: torch.cuda.Event | None = None
+        if tensors and tensors[0].device.type != "cpu":
+            self._host = [_pinned_copy(tensor) for tensor in tensors]
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._host = list(tensors)
+
+    def wait(self) -> list[NDArray[Any]]:
+        """The arrays, once they are there. Other Python threads run meanwhile."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [tensor.numpy() for tensor in self._host]
+
+
+def _pinned_copy(tensor: Tensor) -> Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
