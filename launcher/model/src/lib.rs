@@ -6,8 +6,16 @@
 //! is the whole message a user needs.
 #![forbid(unsafe_code)]
 
+mod config;
 mod error;
+mod expected;
 pub mod gguf;
+mod safetensors;
+mod verify;
 
+pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::ModelError;
+pub use expected::{ExpectedTensor, Naming};
 pub use gguf::Gguf;
+pub use safetensors::{Safetensors, SafetensorsTensor};
+pub use verify::{LoadFormat, ModelSummary, verify};

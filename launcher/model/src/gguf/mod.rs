@@ -128,9 +128,7 @@ fn read_alignment(reader: &Reader, metadata: &Metadata) -> Result<u64, ModelErro
     let Some(value) = metadata.get("general.alignment") else { return Ok(DEFAULT_ALIGNMENT) };
     match value.as_u64() {
         Some(alignment) if alignment.is_power_of_two() && alignment <= 1 << 20 => Ok(alignment),
-        _ => {
-            Err(reader.corrupt("`general.alignment`", "a power of two up to 1,048,576", format!("{value:?}")))
-        }
+        _ => Err(reader.corrupt("`general.alignment`", "a power of two up to 1,048,576", value.to_string())),
     }
 }
 

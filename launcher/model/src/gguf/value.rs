@@ -74,6 +74,11 @@ impl Metadata {
         self.0.get(key)
     }
 
+    /// Whether there is a value of this key.
+    pub fn contains_key(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// A string, or `None` if the key is absent or something else.
     pub fn string(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_str()
@@ -102,5 +107,19 @@ impl Metadata {
     /// All keys with their values, in alphabetical order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
+}
+
+impl std::fmt::Display for Value {
+    /// As a message shows it: arrays and long strings cut short.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unsigned(number) => write!(formatter, "{number}"),
+            Self::Signed(number) => write!(formatter, "{number}"),
+            Self::Float(number) => write!(formatter, "{number}"),
+            Self::Bool(flag) => write!(formatter, "{flag}"),
+            Self::String(text) => write!(formatter, "`{}`", text.chars().take(80).collect::<String>()),
+            Self::Array(values) => write!(formatter, "an array of {}", values.len()),
+        }
     }
 }
