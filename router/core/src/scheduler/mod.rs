@@ -15,6 +15,8 @@
 //! in flight names a slot or a block of anybody but the sequence that had it when the step was planned.
 
 mod admit;
+#[cfg(any(test, feature = "testing"))]
+mod check;
 mod commit;
 mod config;
 mod plan;
@@ -154,6 +156,12 @@ impl Scheduler {
             evicted_blocks: self.cache.num_evicted(),
             ..self.counters
         }
+    }
+
+    /// Whose row a slot of the last plan is; `None` if the slot is free.
+    #[must_use]
+    pub fn sequence_at(&self, slot: Slot) -> Option<SequenceId> {
+        self.slots.get(slot.0 as usize)?.as_ref().map(|sequence| sequence.id)
     }
 
     // === Moving sequences ===
