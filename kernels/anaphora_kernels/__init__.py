@@ -7,6 +7,7 @@
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
     rotary      rope(x, cos, sin)                                                     in place
     MLP         silu_mul(gate_up)                                                     -> [T, intermediate]
+    sampling    sampling(logits, metadata)                                            -> Samples of [R]
 
 T is the number of tokens of a step, all rows together. Shapes, contract and layout stand in each op's folder, beside its `reference.py`, which is
 the specification in plain torch; `registry.py` says which implementation runs where. Every op takes `implementation=` to name one.
@@ -18,15 +19,18 @@ from anaphora_kernels.kv_store import kv_indices, kv_store
 from anaphora_kernels.paged_attention import AttentionMetadata, paged_attention
 from anaphora_kernels.rms_norm import rms_norm
 from anaphora_kernels.rope import rope
+from anaphora_kernels.sampling import SamplingMetadata, sampling
 from anaphora_kernels.silu_mul import silu_mul
 
 __all__ = [
     "AttentionMetadata",
+    "SamplingMetadata",
     "copy_blocks",
     "kv_indices",
     "kv_store",
     "paged_attention",
     "rms_norm",
     "rope",
+    "sampling",
     "silu_mul",
 ]

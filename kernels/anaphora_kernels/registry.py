@@ -46,9 +46,10 @@ REFERENCE = Implementation("reference")
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (REFERENCE,),
     "kv_store": (REFERENCE,),
-    "paged_attention": (Implementation("torch"), REFERENCE),
-    "rms_norm": (Implementation("torch"), REFERENCE),
+    "paged_attention": (Implementation("sdpa"), REFERENCE),
+    "rms_norm": (REFERENCE,),
     "rope": (REFERENCE,),
+    "sampling": (REFERENCE,),
     "silu_mul": (REFERENCE,),
 }
 

@@ -78,3 +78,9 @@ class ParallelGroup:
         if size % self.world_size:
             raise ParallelError(f"{what} = {size} cannot be divided over {self.world_size} ranks")
         return size // self.world_size
+
+    def replicas(self, size: int, what: str) -> int:
+        """How many ranks hold the same one of `size`, with more ranks than that. Raises ParallelError if it is uneven."""
+        if self.world_size % size:
+            raise ParallelError(f"{self.world_size} ranks cannot share {what} = {size} evenly")
+        return self.world_size // size

@@ -7,4 +7,4 @@ from torch import Tensor
 def silu_mul(gate_up: Tensor) -> Tensor:
     """See `anaphora_kernels.silu_mul`."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return F.silu(gate).mul_(up)

@@ -1,0 +1,29 @@
+"""What the tests and benchmarks of all ops share: which implementations can run here, and how close is close."""
+
+import torch
+from torch import Tensor
+
+from anaphora_kernels import registry
+
+# Absolute and relative, for results of order 1.
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def implementations(op: str, device_type: str = "cpu") -> list[tuple[str, torch.dtype]]:
+    """(name, dtype): every implementation of `op` that the table lists for this device type."""
+    return [
+        (row.name, dtype)
+        for row in registry.IMPLEMENTATIONS[op]
+        if device_type in row.devices
+        for dtype in sorted(row.dtypes, key=str)
+    ]
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """Equal in shape and dtype, and in value within the tolerance of the dtype; an AssertionError reports the largest difference."""
+    tolerance = TOLERANCES[expected.dtype]
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        raise AssertionError(f"{actual.shape} {actual.dtype}, expected {expected.shape} {expected.dtype}")
+    difference = (actual.float() - expected.float()).abs()
+    if not bool((difference <= tolerance + tolerance * expected.float().abs()).all()):
+        raise AssertionError(f"max_diff {difference.max().item():.3g}, tolerance {tolerance:.3g}")

@@ -1,0 +1,48 @@
+"""The table of implementations: what is chosen, and how a refusal reads."""
+
+import pytest
+import torch
+from anaphora_kernels import registry, silu_mul
+from anaphora_kernels.registry import BackendImportError, Implementation, UnknownImplementationError
+
+
+@pytest.mark.parametrize("op", registry.IMPLEMENTATIONS)
+def test_every_row_of_the_table_can_be_loaded_and_the_reference_comes_last(op: str) -> None:
+    rows = registry.IMPLEMENTATIONS[op]
+    assert rows[-1] == registry.REFERENCE
+    for row in rows:
+        if "cpu" in row.devices:
+            assert registry.select(op, "cpu", min(row.dtypes, key=str), row.name).__name__ == op
+
+
+def test_the_argument_overrides_the_order() -> None:
+    chosen = registry.select("paged_attention", "cpu", torch.float32)
+    reference = registry.select("paged_attention", "cpu", torch.float32, "reference")
+    assert chosen is not reference
+    assert reference.__module__.endswith("paged_attention.reference")
+
+
+@pytest.mark.parametrize(
+    ("op", "device", "dtype", "name", "message"),
+    [
+        ("fly", "cpu", torch.float32, None, "no op 'fly'"),
+        ("rope", "cpu", torch.int64, None, "no implementation for torch.int64 on cpu"),
+        ("rope", "tpu", torch.float32, None, "on tpu"),
+        ("rope", "cpu", torch.float32, "magic", "no 'magic' implementation"),
+    ],
+)
+def test_a_refusal_names_what_was_asked(
+    op: str, device: str, dtype: torch.dtype, name: str | None, message: str
+) -> None:
+    with pytest.raises(UnknownImplementationError, match=message):
+        registry.select(op, device, dtype, name)
+
+
+def test_a_broken_backend_is_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (Implementation("not_installed"), registry.REFERENCE)
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, "silu_mul", rows)
+    registry.select.cache_clear()
+    with pytest.raises(BackendImportError, match="'not_installed' implementation of silu_mul"):
+        silu_mul(torch.zeros(1, 2))
+    silu_mul(torch.zeros(1, 2), implementation="reference")
+    registry.select.cache_clear()

@@ -1,0 +1,83 @@
+"""Every implementation of the elementwise and copying ops against the same arithmetic in float64, written here."""
+
+import pytest
+import torch
+from anaphora_kernels import copy_blocks, kv_indices, kv_store, rms_norm, rope, silu_mul
+from anaphora_kernels.testing import assert_close, implementations
+
+TOKENS = [1, 2, 33]
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("rms_norm"))
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("hidden", [8, 576])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_rms_norm(implementation: str, dtype: torch.dtype, tokens: int, hidden: int, *, with_residual: bool) -> None:
+    x, weight = normal(tokens, hidden, dtype=dtype) * 3, normal(hidden, dtype=dtype)
+    residual = normal(tokens, hidden, dtype=dtype).flip(0) if with_residual else None
+    total = x if residual is None else residual + x
+    wide = total.double()
+    expected = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    before = x.clone()
+    actual = rms_norm(x, weight, 1e-5, residual=residual, implementation=implementation)
+    assert_close(actual, expected.to(dtype))
+    assert torch.equal(x, before)
+    if residual is not None:
+        assert torch.equal(residual, total)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("silu_mul"))
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_silu_mul(implementation: str, dtype: torch.dtype, tokens: int) -> None:
+    gate_up = normal(tokens, 2 * 24, dtype=dtype)
+    before = gate_up.clone()
+    gate, up = gate_up.double().chunk(2, -1)
+    assert_close(silu_mul(gate_up, implementation=implementation), (gate / (1 + (-gate).exp()) * up).to(dtype))
+    assert torch.equal(gate_up, before)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("rope"))
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(8, 8), (64, 64), (64, 32)])
+def test_rope(implementation: str, dtype: torch.dtype, tokens: int, head_dim: int, rotary_dim: int) -> None:
+    merged = normal(tokens, 5, head_dim, dtype=dtype)
+    x = merged[:, 1:4]  # strided, as a part of a merged projection
+    angles = normal(tokens, rotary_dim // 2) * 10
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    half = rotary_dim // 2
+    pairs = torch.complex(x[..., :half].double(), x[..., half:rotary_dim].double())
+    turned = pairs * torch.complex(cos.double(), sin.double()).unsqueeze(1)
+    expected = torch.cat([turned.real, turned.imag, x[..., rotary_dim:].double()], dim=-1).to(dtype)
+    outside = merged[:, [0, 4]].clone()
+    rope(x, cos, sin, implementation=implementation)
+    assert_close(x, expected)
+    assert torch.equal(merged[:, [0, 4]], outside)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("kv_store"))
+def test_kv_store_writes_its_cells_and_no_others(implementation: str, dtype: torch.dtype) -> None:
+    key_cache, value_cache = torch.full((2, 6, 4, 2, 8), float("nan"), dtype=dtype)
+    merged = normal(5, 7, 8, dtype=dtype)
+    key, value = merged[:, 2:4], merged[:, 4:6]  # strided
+    tables = torch.tensor([[5, 0], [3, 1]], dtype=torch.int32)
+    cells = kv_indices(tables, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2, 3, 4, 0, 7]), block_size=4)
+    assert cells.tolist() == [22, 23, 0, 12, 7]
+    kv_store(key, value, key_cache, value_cache, cells, implementation=implementation)
+    for cache, stored in ((key_cache, key), (value_cache, value)):
+        flat = cache.view(24, 2, 8)
+        assert torch.equal(flat[cells], stored)
+        assert int(flat.isnan().all(-1).all(-1).sum()) == 24 - 5
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("copy_blocks"))
+def test_copy_blocks(implementation: str, dtype: torch.dtype) -> None:
+    pool = normal(3, 2, 7, 4, 2, 8, dtype=dtype)
+    expected = pool.clone()
+    expected[:, :, 1], expected[:, :, 6] = pool[:, :, 4], pool[:, :, 0]
+    copy_blocks(pool, torch.tensor([4, 0]), torch.tensor([1, 6]), implementation=implementation)
+    assert torch.equal(pool, expected)

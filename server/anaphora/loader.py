@@ -1,0 +1,77 @@
+"""From a path to a model that is ready to run: configuration, architecture, weights, fingerprint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+
+from anaphora import weights
+from anaphora.errors import ModelFileError
+from anaphora.gguf_file import GgufFile
+from anaphora.layers.parameters import Placement
+from anaphora.model_config import ModelConfig, parse_dtype, read_gguf_config, read_hf_config
+from anaphora.models import GGUF_ARCHITECTURES, CausalLM, model_class
+from anaphora.parallel import ParallelGroup
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """One rank of a model, its weights in place."""
+
+    model: CausalLM
+    config: ModelConfig
+    dtype: torch.dtype  # of weights and activations
+    fingerprint: str  # hex; the same on every rank and after every restart, and another if the function could be another
+
+
+def load_model(
+    path: Path,
+    *,
+    load_format: str = "auto",  # "dummy": random weights of the configuration at `path`
+    dtype: str = "auto",  # the model's own on a GPU, float32 on a CPU
+    device: torch.device,
+    group: ParallelGroup,
+    progress: weights.Progress = lambda _done, _total: None,
+) -> LoadedModel:
+    """Loads a GGUF file or a Hugging Face directory onto `device`.
+
+    Raises ModelFileError (and what is below it) for files that are missing, damaged, or not supported, and ParallelError for a
+    model that cannot be divided over the group.
+    """
+    if not path.exists():
+        raise ModelFileError(f"{path} does not exist")
+    gguf_file = GgufFile(path) if path.is_file() and path.suffix != ".json" else None
+    config = read_gguf_config(gguf_file, GGUF_ARCHITECTURES) if gguf_file else read_hf_config(path)
+    torch_dtype = _resolve_dtype(dtype, config, device)
+    with torch.inference_mode():
+        model = model_class(config.architecture)(config, Placement(group, torch_dtype, device))
+        parts = model.parts()
+        source: weights.Source
+        if load_format == "dummy":
+            source = weights.DummySource(parts)
+        elif gguf_file:
+            source = weights.GgufSource(gguf_file, list(parts), config.num_layers, model.from_gguf)
+        else:
+            source = weights.SafetensorsSource(path)
+        weights.check(source, parts, model.ignores)
+        weights.load(source, parts, progress)
+    return LoadedModel(model, config, torch_dtype, _fingerprint(config, torch_dtype, source))
+
+
+def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return parse_dtype(name)
+    return torch.float32 if device.type == "cpu" else config.dtype
+
+
+def _fingerprint(config: ModelConfig, dtype: torch.dtype, source: weights.Source) -> str:
+    """Cheap: nothing is read but headers and the first bytes of each tensor. Every item is preceded by its length."""
+    digest = blake2b(digest_size=32)
+    table: Mapping[str, weights.TensorInfo] = source.table
+    items = [repr(config), str(dtype), *(f"{name} {info.shape} {info.dtype}" for name, info in sorted(table.items()))]
+    for item in (*(text.encode() for text in items), *source.identity()):
+        digest.update(len(item).to_bytes(8, "little"))
+        digest.update(item)
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""The architectures that can be served, by the name that a checkpoint gives itself.
+
+To add one: a file that reads as arithmetic over `layers/`, and one line in MODELS. `server/tests/test_models.py` picks it up, given a
+tiny configuration to compare with transformers.
+"""
+
+from importlib import import_module
+from typing import Protocol
+
+from torch import Tensor
+
+from anaphora.context import ForwardContext
+from anaphora.errors import UnsupportedModelError
+from anaphora.kv_cache import KvCache, KvLayout
+from anaphora.layers.parameters import Part, Placement
+from anaphora.model_config import ModelConfig
+
+# "architectures" in config.json -> module:class in this package
+MODELS = {
+    "LlamaForCausalLM": "llama:LlamaForCausalLM",
+    "MistralForCausalLM": "mistral:MistralForCausalLM",
+}
+
+# "general.architecture" in a GGUF file -> the same model's name above
+GGUF_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+}
+
+
+class CausalLM(Protocol):
+    """What the worker and the loader ask of a model. `T` tokens in a step, rows one after another."""
+
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+        """Memory for this rank's share of the parameters, not initialised."""
+        ...
+
+    def forward(self, tokens: Tensor, positions: Tensor, context: ForwardContext, kv_cache: KvCache) -> Tensor:
+        """Tokens and their positions, [T] int64 each -> hidden states [T, hidden]; writes the tokens' keys and values."""
+        ...
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states of any n tokens, [n, hidden] -> logits [n, vocab_size], on every rank, in the model's dtype."""
+        ...
+
+    @property
+    def kv_layout(self) -> KvLayout:
+        """What one token needs in this rank's KV pool."""
+        ...
+
+    def parts(self) -> dict[str, Part]:
+        """Every tensor that a checkpoint must hold, by its Hugging Face name."""
+        ...
+
+    def ignores(self, name: str) -> bool:
+        """Whether a checkpoint may hold this tensor besides `parts()`."""
+        ...
+
+    def from_gguf(self, name: str, tensor: Tensor) -> Tensor:
+        """The tensor of this Hugging Face name, as Hugging Face has it, from what a GGUF file holds."""
+        ...
+
+
+def model_class(architecture: str) -> type[CausalLM]:
+    """The class of a model. Raises UnsupportedModelError for what MODELS does not list."""
+    if architecture not in MODELS:
+        raise UnsupportedModelError(f"architecture {architecture} is not supported; these are: {', '.join(MODELS)}")
+    module, name = MODELS[architecture].split(":")
+    model: type[CausalLM] = getattr(import_module(f"{__name__}.{module}"), name)
+    return model

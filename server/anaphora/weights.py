@@ -1,0 +1,217 @@
+"""From the tensors of a checkpoint to the parameters of a model, one at a time.
+
+    source.table                 name -> shape and dtype, from headers alone
+    check(source, parts)         every tensor that the model needs is there, with its shape, and no other: before anything is read
+    load(source, parts)          read, take this rank's share, convert, copy
+
+Names and shapes are the model's (`parts()`); this file knows none. Files are mapped and read in their own order, so that the most
+memory in use is the parameters and one tensor.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import gguf
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from anaphora.errors import MissingTensorError, ModelFileError, TensorShapeError, UnexpectedTensorError
+from anaphora.gguf_file import GgufFile
+from anaphora.layers.parameters import Part
+
+Progress = Callable[[int, int], None]  # (tensors done, tensors in all)
+_NAMED = 5  # how many names an error lists
+_SAMPLE_BYTES = 256
+_MAX_HEADER_BYTES = 100_000_000
+_RANDOM_STD = 0.02
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a header says of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str  # the format's own name for it
+    file: Path | None  # None: in no file
+
+
+class Source(Protocol):
+    """Where tensors come from, by their Hugging Face names."""
+
+    table: dict[str, TensorInfo]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of the table, in the order that reads best. The memory may be the mapped file's."""
+        ...
+
+    def identity(self) -> Iterator[bytes]:
+        """What tells these weights from others without reading them all: sizes, headers, the first bytes of each tensor."""
+        ...
+
+
+def check(source: Source, parts: Mapping[str, Part], ignores: Callable[[str], bool]) -> None:
+    """Raises MissingTensorError, UnexpectedTensorError or TensorShapeError, naming tensors."""
+    missing = [name for name in parts if name not in source.table]
+    if missing:
+        raise MissingTensorError(f"{len(missing)} of {len(parts)} tensors are missing: {_some(missing)}")
+    unexpected = [name for name in source.table if name not in parts and not ignores(name)]
+    if unexpected:
+        raise UnexpectedTensorError(f"the model has no place for {len(unexpected)} tensors: {_some(unexpected)}")
+    for name, part in parts.items():
+        info = source.table[name]
+        if info.shape != part.shape:
+            raise TensorShapeError(
+                f"{info.file}: tensor {name} has shape {list(info.shape)}, "
+                f"but the configuration implies {list(part.shape)}"
+            )
+
+
+def load(source: Source, parts: Mapping[str, Part], progress: Progress) -> None:
+    """Fills the parameters. `check` comes first."""
+    done = 0
+    progress(done, len(parts))
+    for name, tensor in source.tensors():
+        if name in parts:
+            parts[name].load(tensor)
+            done += 1
+            progress(done, len(parts))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+# === safetensors ===
+
+
+class SafetensorsSource:
+    """The *.safetensors files of a Hugging Face directory: those that its index names, else all of them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Reads the headers. Raises ModelFileError for files that are missing or damaged."""
+        self.table: dict[str, TensorInfo] = {}
+        self._headers: dict[Path, bytes] = {}
+        for file in _safetensors_files(directory):
+            self._headers[file] = header = _safetensors_header(file)
+            try:
+                with safe_open(file, framework="pt") as tensors:  # checks the header against the size of the file
+                    for name in tensors.keys():  # noqa: SIM118  # not a dict
+                        view = tensors.get_slice(name)
+                        self.table[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), file)
+            except SafetensorError as error:
+                raise ModelFileError(f"{file} is not a whole safetensors file ({len(header)} bytes of header): {error}") from error
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See Source."""
+        for file in self._headers:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.offset_keys():
+                    yield name, tensors.get_tensor(name)
+
+    def identity(self) -> Iterator[bytes]:
+        """See Source."""
+        for file, header in self._headers.items():
+            yield header
+            with file.open("rb") as data:
+                for entry in json.loads(header).values():
+                    if offsets := entry.get("data_offsets"):
+                        data.seek(8 + len(header) + offsets[0])
+                        yield data.read(min(_SAMPLE_BYTES, offsets[1] - offsets[0]))
+
+
+def _safetensors_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if not index.exists():
+        files = sorted(directory.glob("*.safetensors"))
+        if not files:
+            raise ModelFileError(f"{directory} holds no *.safetensors file")
+        return files
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError(f"{index} is damaged: {error!r}") from error
+    files = [directory / str(name) for name in names]
+    absent = [file.name for file in files if not file.exists()]
+    if absent:
+        raise ModelFileError(f"{index} names {len(absent)} files that are missing: {_some(absent)}")
+    return files
+
+
+def _safetensors_header(file: Path) -> bytes:
+    try:
+        with file.open("rb") as data:
+            (length,) = struct.unpack("<Q", data.read(8))
+            header = data.read(min(length, _MAX_HEADER_BYTES))
+    except (OSError, struct.error) as error:
+        raise ModelFileError(f"{file} is not a safetensors file: {error}") from error
+    if len(header) < length:
+        raise ModelFileError(f"{file} is truncated: its header should have {length:,} bytes and has {len(header):,}")
+    return header
+
+
+# === GGUF ===
+
+
+class GgufSource:
+    """The tensors of a GGUF file under their Hugging Face names, dequantised to float32."""
+
+    def __init__(
+        self, file: GgufFile, names: Iterator[str] | list[str], num_layers: int, convert: Callable[[str, Tensor], Tensor]
+    ) -> None:
+        """`names` are the Hugging Face names to look for; `convert(name, tensor)` undoes what the model's converter did."""
+        self._file = file
+        self._convert = convert
+        architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
+        architecture = architectures[file.metadata["general.architecture"]]
+        mapping = gguf.get_tensor_name_map(architecture, num_layers)
+        theirs = {mapping.get_name(name, try_suffixes=(".weight", ".bias")): name for name in names}
+        self._names = {name: theirs.get(name, name) for name in file.tensors if name != "rope_freqs.weight"}
+        self.table = {
+            ours: TensorInfo(file.tensors[name].shape, file.tensors[name].quantization.name, file.path)
+            for name, ours in self._names.items()
+        }
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See Source."""
+        for name, ours in self._names.items():
+            yield ours, self._convert(ours, self._file.read(name))
+
+    def identity(self) -> Iterator[bytes]:
+        """See Source."""
+        yield struct.pack("<Q", len(self._file.data))
+        for name, tensor in self._file.tensors.items():
+            yield f"{name} {tensor}".encode()
+            yield self._file.data[tensor.offset : tensor.offset + min(_SAMPLE_BYTES, tensor.num_bytes)]
+
+
+# === random weights ===
+
+
+class DummySource:
+    """Random weights of the right shapes: each tensor a function of its name alone, so that every rank draws the same whole tensor and
+    takes its share. Drawn on the device: the numbers differ between kinds of device.
+    """
+
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        """`parts` of the model to fill."""
+        self._parts = parts
+        self.table = {name: TensorInfo(part.shape, "random", None) for name, part in parts.items()}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See Source."""
+        for name, part in self._parts.items():
+            device = part.destination.device
+            generator = torch.Generator(device)
+            generator.manual_seed(int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "little"))
+            yield name, torch.randn(part.shape, generator=generator, device=device) * _RANDOM_STD + part.random_mean
+
+    def identity(self) -> Iterator[bytes]:
+        """See Source."""
+        yield b"dummy"
