@@ -219,7 +219,9 @@ pub enum ConfigError {
         total: u32,
     },
     /// A full step would not fit a row each.
-    #[error("--max-batch-prefill-tokens {tokens} must be at least --max-batch-size {rows}: every row computes a token")]
+    #[error(
+        "--max-batch-prefill-tokens {tokens} must be at least --max-batch-size {rows}: every row computes a token"
+    )]
     StepTokens {
         /// `--max-batch-prefill-tokens`.
         tokens: u32,
@@ -283,7 +285,9 @@ impl Config {
             return Err(ConfigError::Pool { tokens, block_size: engine.block_size });
         }
         match &self.http.api_key {
-            Some(key) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => Err(ConfigError::ApiKey),
+            Some(key) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
+                Err(ConfigError::ApiKey)
+            }
             _ => Ok(()),
         }
     }
@@ -293,6 +297,7 @@ impl HttpConfig {
     /// Whether only this machine can connect: worth a warning if not and no key is set.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        self.hostname == "localhost" || self.hostname.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        self.hostname == "localhost"
+            || self.hostname.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }

@@ -16,16 +16,31 @@
 mod handle;
 mod limits;
 mod live;
+mod session;
 mod task;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
 
 use anaphora_core::{
-    Rejection,
+    Rejection, Stats,
     plan::{FinishReason, Sample},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
 };
 
 pub use self::handle::{Engine, Generation};
+use self::{
+    handle::Shared,
+    limits::{Admission, EndRate},
+    session::Context,
+    task::Task,
+};
+use crate::{config::EngineConfig, metrics::EngineMetrics, shard::Shard};
 
 /// What happens to one sequence. [`Finished`](Self::Finished) or [`Failed`](Self::Failed) comes last, exactly once.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +101,7 @@ pub enum Status {
         percent: u8,
     },
     /// Sequences are served.
-    Ready(ReplicaInfo),
+    Ready(Arc<ReplicaInfo>),
     /// The shard died; the task waits for it to come back.
     Lost,
     /// The process is shutting down: nothing new is accepted.
@@ -118,4 +133,52 @@ pub struct ReplicaInfo {
     pub max_step_tokens: u32,
     /// Whether prompts share computed blocks.
     pub prefix_cache: bool,
+}
+
+/// What an engine is made of.
+pub struct EngineParts<S> {
+    /// Who computes.
+    pub shard: S,
+    /// How it is scheduled.
+    pub config: EngineConfig,
+    /// The served name, for metrics.
+    pub model: String,
+    /// Called by the task when the replica's state changes; must not block.
+    pub report: Box<dyn Fn(EngineEvent) + Send>,
+}
+
+/// What a supervisor wants to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineEvent {
+    /// Sequences are served: after the first start, and after every recovery.
+    Ready(Arc<ReplicaInfo>),
+    /// A rank died.
+    ShardLost {
+        /// What was seen of it.
+        message: String,
+    },
+    /// The ranks do not answer; whoever started them should kill them.
+    ShardStalled,
+}
+
+/// Makes an engine: the handle, and the task to spawn, which ends after [`Engine::drain`] or [`Engine::stop`].
+pub fn start<S: Shard>(parts: EngineParts<S>) -> (Engine, impl Future<Output = ()> + Send) {
+    let EngineParts { shard, config, model, report } = parts;
+    let (sender, commands) = mpsc::unbounded_channel();
+    let (status, _) = watch::channel(Status::Starting { phase: "load", percent: 0 });
+    let shared = Arc::new(Shared {
+        commands: sender,
+        admission: Admission::new(config.max_concurrent_requests),
+        status,
+        stats: Mutex::new(Stats::default()),
+        draining: AtomicBool::new(false),
+    });
+    let context = Context {
+        shared: Arc::clone(&shared),
+        config,
+        metrics: EngineMetrics::new(&model),
+        origin: Instant::now(),
+        rate: EndRate::default(),
+    };
+    (Engine::new(shared), Task { shard, commands, context, report }.run())
 }

@@ -88,13 +88,20 @@ table! {
 pub fn install() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     let install = || {
-        let recorder = builder().expect("no bucket list of the table is empty. This is a bug.").build_recorder();
+        let recorder =
+            builder().expect("no bucket list of the table is empty. This is a bug.").build_recorder();
         let handle = recorder.handle();
-        ::metrics::set_global_recorder(recorder).expect("only this function installs a recorder. This is a bug.");
+        ::metrics::set_global_recorder(recorder)
+            .expect("only this function installs a recorder. This is a bug.");
         describe();
         handle
     };
     HANDLE.get_or_init(install).clone()
+}
+
+/// A connection was refused because too many were open.
+pub(crate) fn connection_refused() {
+    ::metrics::counter!(names::CONNECTIONS_REFUSED).increment(1);
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {

@@ -6,12 +6,14 @@ use std::sync::{
 };
 
 use anaphora_core::{Stats, ids::SequenceId, request::Request};
+use opentelemetry::trace::SpanContext;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    EngineError, Status, Update,
+    EngineError, ReplicaInfo, Status, Update,
     limits::{Admission, Permit},
 };
+use crate::telemetry;
 
 /// A handle to the task of one replica; cheap to clone.
 #[derive(Clone, Debug)]
@@ -52,8 +54,8 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub(super) request: Request,
     pub(super) permit: Permit,
-    /// The span of the HTTP request, which step spans join.
-    pub(super) span: tracing::Span,
+    /// The trace of the HTTP request, which step spans join.
+    pub(super) trace: Option<SpanContext>,
     pub(super) reply: oneshot::Sender<Result<Generation, EngineError>>,
 }
 
@@ -81,30 +83,40 @@ impl Engine {
     /// - [`EngineError::ShuttingDown`] if the process drains
     /// - [`EngineError::Rejected`] if the request can never be served
     pub async fn submit(&self, request: Request) -> Result<Generation, EngineError> {
-        if self.is_draining() {
-            return Err(EngineError::ShuttingDown);
-        }
-        if !matches!(*self.shared.status.borrow(), Status::Ready(_)) {
-            return Err(EngineError::Unavailable { retry_after: self.shared.admission.until_ready() });
-        }
+        self.would_accept()?;
         let permit = self.shared.admission.enter()?;
         let (reply, answer) = oneshot::channel();
-        let submission = Submission { request, permit, span: tracing::Span::current(), reply };
+        let submission = Submission { request, permit, trace: telemetry::current_trace(), reply };
         // A closed channel: the task has ended, which it does only in a drain.
         self.shared.commands.send(Command::Submit(submission)).map_err(|_| EngineError::ShuttingDown)?;
         answer.await.unwrap_or(Err(EngineError::ShuttingDown))
     }
 
+    /// Whether a sequence would be taken now, and by what; for checking before anything costly is done for a request.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit), save that nothing is rejected yet.
+    pub fn would_accept(&self) -> Result<Arc<ReplicaInfo>, EngineError> {
+        let admission = &self.shared.admission;
+        if self.shared.is_draining() {
+            return Err(EngineError::ShuttingDown);
+        }
+        match &*self.shared.status.borrow() {
+            Status::Ready(info) => admission.check().map(|()| Arc::clone(info)),
+            _ => Err(EngineError::Unavailable { retry_after: admission.until_ready() }),
+        }
+    }
+
     /// What the replica is doing now.
     #[must_use]
     pub fn status(&self) -> Status {
-        if self.is_draining() { Status::Draining } else { self.shared.status.borrow().clone() }
+        if self.shared.is_draining() { Status::Draining } else { self.shared.status.borrow().clone() }
     }
 
     /// The scheduler's counts after the last step.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.stats.lock().expect("nothing panics while it holds this lock. This is a bug.").clone()
+        *self.shared.stats.lock().expect("nothing panics while it holds this lock. This is a bug.")
     }
 
     /// Sequences running and waiting.
@@ -137,9 +149,11 @@ impl Engine {
     pub async fn stopped(&self) {
         self.shared.commands.closed().await;
     }
+}
 
-    fn is_draining(&self) -> bool {
-        self.shared.draining.load(Ordering::SeqCst)
+impl Shared {
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
     }
 }
 

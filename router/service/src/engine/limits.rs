@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use super::EngineError;
 
 /// Clients are told to come back no sooner and no later than this.
@@ -23,8 +25,9 @@ pub(super) struct Admission {
     end_interval_us: AtomicU64,
     /// Sequences waiting for their first step.
     num_waiting: AtomicUsize,
-    /// When a lost or starting replica is expected, in milliseconds from now.
-    until_ready_ms: AtomicU64,
+    origin: Instant,
+    /// When a lost or starting replica is expected, in milliseconds after `origin`.
+    ready_ms: AtomicU64,
 }
 
 /// A live sequence's place; dropping it makes room.
@@ -38,7 +41,8 @@ impl Admission {
             max_live,
             end_interval_us: AtomicU64::new(0),
             num_waiting: AtomicUsize::new(0),
-            until_ready_ms: AtomicU64::new(0),
+            origin: Instant::now(),
+            ready_ms: AtomicU64::new(0),
         }
     }
 
@@ -48,6 +52,14 @@ impl Admission {
             .fetch_update(Relaxed, Relaxed, |live| (live < self.max_live).then_some(live + 1))
             .map(|_| Permit(Arc::clone(&self.live)))
             .map_err(|_| EngineError::Overloaded { retry_after: self.until_room() })
+    }
+
+    /// Whether there is a place.
+    pub(super) fn check(&self) -> Result<(), EngineError> {
+        if self.num_live() < self.max_live {
+            return Ok(());
+        }
+        Err(EngineError::Overloaded { retry_after: self.until_room() })
     }
 
     pub(super) fn num_live(&self) -> usize {
@@ -60,14 +72,14 @@ impl Admission {
         self.num_waiting.store(num_waiting, Relaxed);
     }
 
-    /// Publishes when a replica that is not ready is expected to be.
-    pub(super) fn set_until_ready(&self, expected: Duration) {
-        self.until_ready_ms.store(expected.as_millis() as u64, Relaxed);
+    /// A replica that is not ready is expected to be in this time.
+    pub(super) fn set_ready_in(&self, expected: Duration) {
+        self.ready_ms.store((self.origin.elapsed() + expected).as_millis() as u64, Relaxed);
     }
 
     /// When a replica that is not ready is expected to be.
     pub(super) fn until_ready(&self) -> Duration {
-        clamp(Duration::from_millis(self.until_ready_ms.load(Relaxed)))
+        clamp(Duration::from_millis(self.ready_ms.load(Relaxed)).saturating_sub(self.origin.elapsed()))
     }
 
     /// When those who wait now will have begun, at the rate at which sequences end.
@@ -105,7 +117,11 @@ impl EndRate {
             let interval = now_us.saturating_sub(last_us) as f64 / num_ended as f64;
             // The weight of the past falls to a third over eight ends.
             let weight = 1.0 - 0.875_f64.powi(i32::try_from(num_ended).unwrap_or(i32::MAX));
-            self.mean_us = if self.mean_us == 0.0 { interval } else { self.mean_us + weight * (interval - self.mean_us) };
+            self.mean_us = if self.mean_us == 0.0 {
+                interval
+            } else {
+                self.mean_us + weight * (interval - self.mean_us)
+            };
         }
         self.last_us = Some(now_us);
     }

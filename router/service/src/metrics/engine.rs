@@ -75,9 +75,7 @@ impl EngineMetrics {
     /// Handles that write under the label `model`.
     pub(crate) fn new(model: &str) -> Self {
         let label = || model.to_owned();
-        let tokens = |result: &'static str| {
-            counter!(names::PREFIX_CACHE_TOKENS, "model" => label(), "result" => result)
-        };
+        let tokens = |result: &'static str| counter!(names::PREFIX_CACHE_TOKENS, "model" => label(), "result" => result);
         Self {
             time_to_first_token: histogram!(names::TIME_TO_FIRST_TOKEN, "model" => label()),
             inter_token_latency: histogram!(names::INTER_TOKEN_LATENCY, "model" => label()),
@@ -121,19 +119,20 @@ impl EngineMetrics {
     /// Publishes the scheduler's counts.
     pub(crate) fn publish(&mut self, stats: &Stats, block_size: u32) {
         let gauges = &self.gauges;
-        gauges.queue_size.set(stats.waiting as f64);
-        gauges.waiting.set(stats.waiting as f64);
-        gauges.batch_size.set(stats.running as f64);
-        gauges.running.set(stats.running as f64);
+        let running = f64::from(stats.prefilling + stats.decoding);
+        gauges.queue_size.set(f64::from(stats.waiting));
+        gauges.waiting.set(f64::from(stats.waiting));
+        gauges.batch_size.set(running);
+        gauges.running.set(running);
         gauges.free.set(f64::from(stats.free_blocks));
         gauges.cached.set(f64::from(stats.cached_blocks));
         gauges.held.set(f64::from(stats.held_blocks));
         gauges.total.set(f64::from(stats.total_blocks));
         gauges.batch_tokens.set(f64::from(stats.held_blocks) * f64::from(block_size));
         gauges.total_tokens.set(f64::from(stats.total_blocks) * f64::from(block_size));
-        self.hit_tokens.increment(stats.hit_tokens - self.seen.0);
-        self.miss_tokens.increment(stats.miss_tokens - self.seen.1);
-        self.seen = (stats.hit_tokens, stats.miss_tokens);
+        self.hit_tokens.increment(stats.prefix_hit_tokens - self.seen.0);
+        self.miss_tokens.increment(stats.prefix_miss_tokens - self.seen.1);
+        self.seen = (stats.prefix_hit_tokens, stats.prefix_miss_tokens);
     }
 
     fn step(&self, method: Method) -> &StepMetrics {
@@ -146,9 +145,7 @@ impl EngineMetrics {
 
 impl Ended {
     fn new(model: &str) -> Self {
-        let ended = |reason: &'static str| {
-            counter!(names::SEQUENCES_ENDED, "model" => model.to_owned(), "reason" => reason)
-        };
+        let ended = |reason: &'static str| counter!(names::SEQUENCES_ENDED, "model" => model.to_owned(), "reason" => reason);
         Self {
             finished: ended("finished"),
             cancelled: ended("cancelled"),
@@ -174,7 +171,8 @@ impl StepMetrics {
 impl Gauges {
     fn new(model: &str) -> Self {
         let named = |name| gauge!(name, "model" => model.to_owned());
-        let blocks = |state: &'static str| gauge!(names::KV_BLOCKS, "model" => model.to_owned(), "state" => state);
+        let blocks =
+            |state: &'static str| gauge!(names::KV_BLOCKS, "model" => model.to_owned(), "state" => state);
         Self {
             queue_size: named(names::QUEUE_SIZE),
             batch_size: named(names::BATCH_CURRENT_SIZE),

@@ -107,7 +107,8 @@ impl RequestMetrics {
 
     /// It failed, before or after its first token.
     pub fn failed(&self, failure: Failure) {
-        counter!(names::REQUEST_FAILURE, "model" => self.model.clone(), "err" => failure.label()).increment(1);
+        counter!(names::REQUEST_FAILURE, "model" => self.model.clone(), "err" => failure.label())
+            .increment(1);
     }
 
     /// It was answered in full.

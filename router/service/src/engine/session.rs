@@ -1,0 +1,220 @@
+//! One life of a scheduler: from the shard's configuration to its loss.
+
+use std::{collections::VecDeque, time::Duration};
+
+use anaphora_core::{
+    CommitError, Scheduler, Stats,
+    ids::{SequenceId, StepId, Tick},
+    plan::{Event, Row, RowInput, StepOutput, StepPlan},
+};
+use opentelemetry::trace::SpanContext;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    EngineError, Generation,
+    handle::{Shared, Submission},
+    limits::EndRate,
+    live::{Entry, Live, Overflow},
+};
+use crate::{
+    config::EngineConfig,
+    metrics::{EngineMetrics, Method},
+    shard::{Shard, ShardError},
+    telemetry::StepSpan,
+};
+
+/// Steps that are sent before the first of them is answered: while the shard computes one, the next is there already.
+pub(super) const MAX_IN_FLIGHT: u32 = 2;
+
+/// What outlives a session: the task's own, passed to whoever needs it.
+pub(super) struct Context {
+    pub(super) shared: std::sync::Arc<Shared>,
+    pub(super) config: EngineConfig,
+    pub(super) metrics: EngineMetrics,
+    /// The one origin of [`Tick`]s.
+    pub(super) origin: Instant,
+    pub(super) rate: EndRate,
+}
+
+/// A scheduler, its live sequences and the steps that are out.
+pub(super) struct Session {
+    scheduler: Scheduler,
+    live: Live,
+    in_flight: VecDeque<InFlight>,
+    last_answer: Instant,
+}
+
+/// A step that is not answered yet.
+struct InFlight {
+    id: StepId,
+    method: Method,
+    sent: Instant,
+    _span: StepSpan,
+}
+
+// === impl Context ===
+
+impl Context {
+    pub(super) fn now(&self) -> Tick {
+        Tick(self.origin.elapsed().as_micros() as u64)
+    }
+
+    /// Makes the scheduler's counts known; once per step.
+    pub(super) fn publish(&mut self, stats: Stats) {
+        self.metrics.publish(&stats, self.config.block_size);
+        self.shared.admission.set_rate(self.rate.interval(), stats.waiting as usize);
+        *self.shared.stats.lock().expect("nothing panics while it holds this lock. This is a bug.") = stats;
+    }
+
+    fn ended(&mut self, num_ended: usize, now: Tick) {
+        self.rate.record(num_ended, now.0);
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    pub(super) fn new(scheduler: Scheduler, context: &mut Context) -> Self {
+        context.metrics.scheduler_reset();
+        context.publish(scheduler.stats());
+        Self { scheduler, live: Live::default(), in_flight: VecDeque::new(), last_answer: Instant::now() }
+    }
+
+    /// Whether nothing is left to do for anybody.
+    pub(super) fn is_idle(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// When the shard must have answered; `None` if nothing is in flight.
+    pub(super) fn deadline(&self, step_timeout: Duration) -> Option<Instant> {
+        self.in_flight.front().map(|oldest| oldest.sent.max(self.last_answer) + step_timeout)
+    }
+
+    /// Takes a sequence, or says why not.
+    pub(super) fn submit(&mut self, submission: Submission, context: &Context) {
+        let Submission { request, permit, trace, reply } = submission;
+        let now = context.now();
+        let answer = match self.scheduler.submit(request, now) {
+            Err(rejection) => Err(EngineError::Rejected(rejection)),
+            Ok(sequence) => {
+                let (sender, updates) = mpsc::channel(context.config.updates_per_client + 1);
+                self.live.insert(sequence, Entry::new(sender, permit, now.0, trace));
+                Ok(Generation { sequence, updates, commands: context.shared.commands.clone(), ended: false })
+            }
+        };
+        // If nobody waits for the answer any more, the generation in it is dropped, and that cancels the sequence.
+        let _ = reply.send(answer);
+    }
+
+    /// The sequence's client went away.
+    pub(super) fn cancel(&mut self, id: SequenceId, context: &mut Context) {
+        if self.live.dropped(id) {
+            self.scheduler.cancel(id);
+            context.metrics.ended.cancelled.increment(1);
+            context.ended(1, context.now());
+        }
+    }
+
+    /// Plans and sends as many steps as may be in flight.
+    pub(super) fn fill<S: Shard>(&mut self, shard: &mut S, context: &Context) -> Result<(), ShardError> {
+        while self.in_flight.len() < MAX_IN_FLIGHT as usize {
+            let Some(plan) = self.scheduler.plan(context.now()) else { break };
+            let method = method(&plan);
+            let span = self.step_span(&plan);
+            shard.send(&plan, span.traceparent())?;
+            context.metrics.step_sent(method, plan.rows.len());
+            self.in_flight.push_back(InFlight { id: plan.id, method, sent: Instant::now(), _span: span });
+        }
+        Ok(())
+    }
+
+    /// Takes an answer in, and tells every client what it means for it.
+    ///
+    /// # Errors
+    /// If the answer does not fit the plan.
+    pub(super) fn commit(&mut self, output: &StepOutput, context: &mut Context) -> Result<(), CommitError> {
+        let events = self.scheduler.commit(output)?;
+        let answered = Instant::now();
+        if let Some(step) = self.in_flight.pop_front() {
+            debug_assert_eq!(step.id, output.id, "the scheduler takes answers in order");
+            context.metrics.step_answered(step.method, answered - step.sent.max(self.last_answer));
+        }
+        self.last_answer = answered;
+        let now = context.now();
+        let mut num_ended = 0;
+        for event in events {
+            num_ended += self.deliver(event, now, &context.metrics);
+        }
+        self.live.flush(&context.metrics);
+        context.ended(num_ended, now);
+        let stats = self.scheduler.stats();
+        debug_assert_eq!(
+            stats.free_blocks + stats.cached_blocks + stats.held_blocks,
+            stats.total_blocks,
+            "every block is free, cached or held"
+        );
+        context.publish(stats);
+        Ok(())
+    }
+
+    /// The shard is gone, or the process is going: every sequence ends.
+    pub(super) fn fail_all(mut self, error: &EngineError, context: &Context) {
+        for step in &self.in_flight {
+            context.metrics.step_lost(step.method);
+        }
+        let ended = match error {
+            EngineError::ShardLost { .. } => &context.metrics.ended.shard_lost,
+            _ => &context.metrics.ended.shutting_down,
+        };
+        ended.increment(self.live.fail_all(error) as u64);
+    }
+
+    /// Returns how many sequences ended.
+    fn deliver(&mut self, event: Event, now: Tick, metrics: &EngineMetrics) -> usize {
+        let (sequence, delivered) = match event {
+            Event::Started { sequence, cached_tokens } => {
+                (sequence, self.live.started(sequence, cached_tokens, now.0, metrics))
+            }
+            Event::Token { sequence, sample } => {
+                (sequence, self.live.token(sequence, sample, now.0, metrics))
+            }
+            Event::Finished { sequence, reason } => {
+                metrics.ended.finished.increment(1);
+                return usize::from(self.live.finished(sequence, reason));
+            }
+            Event::Preempted { .. } => {
+                metrics.preemptions.increment(1);
+                return 0;
+            }
+        };
+        match delivered {
+            Ok(()) => 0,
+            Err(Overflow) => {
+                self.scheduler.cancel(sequence);
+                metrics.ended.slow_client.increment(1);
+                usize::from(self.live.failed(sequence, EngineError::SlowClient))
+            }
+        }
+    }
+
+    /// The traces of the requests that the step serves: first of those whose prompt it computes, who wait for nothing else.
+    fn traces(&self, plan: &StepPlan) -> impl Iterator<Item = &SpanContext> {
+        let is_prefill = |row: &&Row| matches!(row.input, RowInput::Tokens(_));
+        let prefills = plan.rows.iter().filter(is_prefill);
+        let decodes = plan.rows.iter().filter(move |row| !is_prefill(row));
+        prefills.chain(decodes).filter_map(|row| self.live.trace(self.scheduler.sequence_at(row.slot)?))
+    }
+
+    /// A span for the step, in the trace of one of its requests; nothing if none of them is traced.
+    fn step_span(&self, plan: &StepPlan) -> StepSpan {
+        StepSpan::new(plan.id.0, plan.rows.len(), self.traces(plan))
+    }
+}
+
+fn method(plan: &StepPlan) -> Method {
+    if plan.rows.iter().any(|row| matches!(row.input, RowInput::Tokens(_))) {
+        Method::Prefill
+    } else {
+        Method::Decode
+    }
+}
