@@ -13,7 +13,7 @@ from typing import Final
 
 LOAD_FORMATS: Final = ("auto", "dummy")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
-KV_CACHE_DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+KV_CACHE_DTYPES: Final = ("auto",)  # as the activations
 DEVICES: Final = ("auto", "cpu", "cuda")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 

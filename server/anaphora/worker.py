@@ -1,0 +1,207 @@
+"""One rank: executes steps on its share of the model.
+
+    configure(limits)   warm up at the largest step, size the KV pool, clear every slot
+    launch(step)        enqueue everything that the step says; nothing waits for the device
+      -> PendingResult    .result() waits for this step's tokens, and for nothing later
+
+So two steps can be in flight: the second is launched while the first one's tokens are awaited. All ranks execute the
+same steps; rank 0 samples, and the others take its tokens. A worker belongs to one thread, but for its results.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from anaphora.batch import Slots
+from anaphora.errors import InvalidRequestError, NotConfiguredError, PoolSizeError
+from anaphora.kv_cache import KvCache
+from anaphora.loader import LoadedModel
+from anaphora.memory import (
+    available_host_bytes,
+    choose_num_blocks,
+    device_memory_bytes,
+    free_cpu_bytes,
+    free_cuda_bytes,
+)
+from anaphora.parallel import ParallelGroup
+from anaphora.progress import Progress
+from anaphora.sampler import SampledBatch, Sampler
+from anaphora.staging import Download
+from anaphora.warm_up import warm_up_step
+from anaphora.wire import NO_TOKENS, NO_VALUES, Description, Limits, Step, StepResult, TopLogprobs
+
+
+@dataclass(frozen=True)
+class _Configured:
+    """What exists from one `Configure` to the next."""
+
+    limits: Limits
+    kv_cache: KvCache
+    slots: Slots
+    sampler: Sampler
+
+
+class PendingResult:
+    """A launched step. `result()` may be called from another thread."""
+
+    def __init__(self, step_id: int, sampled: SampledBatch | None, arrived_at: float) -> None:
+        """`sampled` is None if nothing is sampled here (ranks other than 0); `arrived_at` by `time.perf_counter`."""
+        self._step_id = step_id
+        self._sampled = sampled
+        self._arrived_at = arrived_at
+        samples = sampled.samples if sampled else None
+        tensors = (samples.tokens, samples.logprobs, samples.top_tokens, samples.top_logprobs) if samples else ()
+        self._download = Download([tensor for tensor in tensors if tensor is not None])
+
+    def result(self) -> StepResult:
+        """Waits for the step's tokens."""
+        arrays = self._download.wait()
+        top: tuple[TopLogprobs, ...] = ()
+        if self._sampled is not None and len(arrays) == 4:
+            rows = zip(self._sampled.top_rows.tolist(), self._sampled.num_top.tolist(), *arrays[2:], strict=True)
+            top = tuple(TopLogprobs(row, tokens[:n], logprobs[:n]) for row, n, tokens, logprobs in rows)
+        tokens, logprobs = arrays[:2] if arrays else (NO_TOKENS, NO_VALUES)
+        duration_us = round((time.perf_counter() - self._arrived_at) * 1e6)
+        return StepResult(self._step_id, tokens, logprobs, top, duration_us)
+
+
+class Worker:
+    """The model of one rank, and the state of its slots."""
+
+    def __init__(self, loaded: LoadedModel, group: ParallelGroup, device: torch.device, progress: Progress) -> None:
+        """Not configured yet. On a CPU, `available_host_bytes` is taken now: before the pool, after the weights."""
+        self.loaded = loaded
+        self.group = group
+        self.device = device
+        self._progress = progress
+        self._available_bytes = available_host_bytes()
+        self._configured: _Configured | None = None
+
+    def describe(self) -> Description:
+        """What this rank is."""
+        config, layout = self.loaded.config, self.loaded.model.kv_layout
+        name = f"cuda:{self.device.index or 0} ({torch.cuda.get_device_name(self.device)})"
+        return Description(
+            fingerprint=self.loaded.fingerprint,
+            architecture=config.architecture,
+            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            kv_cache_dtype=str(layout.dtype).removeprefix("torch."),
+            device=name if self.device.type == "cuda" else "cpu",
+            rank=self.group.rank,
+            world_size=self.group.world_size,
+            vocab_size=config.vocab_size,
+            max_context=config.max_context,
+            kv_bytes_per_token=layout.bytes_per_token,
+            device_memory_bytes=device_memory_bytes(self.device),
+            features=("logprobs",),
+        )
+
+    def clear(self) -> None:
+        """Frees every slot; the pool stays."""
+        if self._configured is not None:
+            self._configured.slots.clear()
+
+    def is_broken(self) -> bool:
+        """Whether this process cannot go on after a failed step: ranks wait in a collective, or the GPU is gone."""
+        if self.group.world_size > 1:
+            return True
+        if self.device.type == "cuda":
+            try:
+                torch.cuda.synchronize(self.device)
+            except RuntimeError:
+                return True
+        return False
+
+    @torch.inference_mode()
+    def launch(self, step: Step, arrived_at: float) -> PendingResult:
+        """Executes a step. Raises InvalidStepError before anything of it has reached the device."""
+        if self._configured is None:
+            raise NotConfiguredError("Configure comes before Execute")
+        slots, sampler, kv_cache = self._configured.slots, self._configured.sampler, self._configured.kv_cache
+        model = self.loaded.model
+
+        slots.finish(step.finished, step.id)
+        for row in step.started:
+            slots.start(row.slot, step.id)
+            sampler.start(row, step.id)
+        slots.extend(step.block_tables, step.id)
+        copies = slots.block_copies(step)
+        batch = slots.gather(step)
+
+        if copies is not None:
+            kv_cache.copy_blocks(*copies)
+        hidden = model.forward(batch.token_ids, batch.positions, batch.context, kv_cache)
+        if batch.sample_slots.size == 0:
+            return PendingResult(step.id, None, arrived_at)
+        if batch.sample_indices is not None:
+            hidden = hidden[batch.sample_indices]
+        logits = model.compute_logits(hidden)
+
+        # Every rank has the logits, but one must choose: sums in another order could choose otherwise.
+        sampled = sampler.sample(logits, batch.sample_slots) if self.group.rank == 0 else None
+        tokens = sampled.samples.tokens if sampled else torch.empty_like(batch.device_sample_slots)
+        slots.remember(batch, self.group.broadcast(tokens))
+        return PendingResult(step.id, sampled, arrived_at)
+
+    # === configure ===
+
+    def configure(self, limits: Limits) -> int:
+        """Makes ready for steps of up to these sizes and returns the number of blocks; the same sizes keep the pool.
+
+        Raises InvalidRequestError for a context that the model cannot represent, PoolSizeError for what does not fit.
+        """
+        if limits.max_context > self.loaded.config.max_context:
+            raise InvalidRequestError(
+                f"Configure: max_context = {limits.max_context}, but the model ends at {self.loaded.config.max_context}"
+            )
+        previous = self._configured
+        if previous is not None and previous.limits == limits:
+            self._configured = self._allocate(limits, previous.kv_cache)
+            return previous.kv_cache.num_blocks
+        self._configured = previous = None
+        self._warm_up(limits)
+        self._progress.phase("size_kv_cache", 0, 1)
+        num_blocks = self._agree_on_num_blocks(limits)
+        layout = self.loaded.model.kv_layout
+        self._configured = self._allocate(limits, KvCache(layout, num_blocks, limits.block_size, self.device))
+        self._progress.phase("size_kv_cache", 1, 1)
+        return num_blocks
+
+    def _allocate(self, limits: Limits, kv_cache: KvCache) -> _Configured:
+        vocab_size = self.loaded.config.vocab_size
+        return _Configured(
+            limits,
+            kv_cache,
+            Slots(limits, kv_cache.num_blocks, vocab_size, self.device),
+            Sampler(limits.max_rows, vocab_size, self.device),
+        )
+
+    def _warm_up(self, limits: Limits) -> None:
+        """Runs the largest step, with every stage of sampling."""
+        self._progress.phase("warm_up", 0, 1)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        # On a GPU the longest context counts, because it may need workspace; on a CPU it would only take long.
+        step, num_blocks = warm_up_step(limits, longest_context=self.device.type == "cuda")
+        try:
+            cache = KvCache(self.loaded.model.kv_layout, num_blocks, limits.block_size, self.device)
+            cache.pool.zero_()
+            self._configured = self._allocate(limits, cache)
+            self.launch(step, time.perf_counter()).result()
+        except torch.OutOfMemoryError as error:
+            raise PoolSizeError(f"a step of {limits.max_step_tokens} tokens does not fit in memory: {error}") from error
+        finally:
+            self._configured = None
+        self._progress.phase("warm_up", 1, 1)
+
+    def _agree_on_num_blocks(self, limits: Limits) -> int:
+        """The smallest pool of all ranks."""
+        if self.device.type == "cuda":
+            free_bytes = free_cuda_bytes(limits, self.device)
+        else:
+            free_bytes = free_cpu_bytes(limits, self._available_bytes, self.group.world_size)
+        bytes_per_block = self.loaded.model.kv_layout.bytes_per_token * limits.block_size
+        smallest = self.group.all_reduce_min(torch.tensor([free_bytes], dtype=torch.int64, device=self.device))
+        return choose_num_blocks(limits, bytes_per_block, int(smallest.item()))
