@@ -1,0 +1,279 @@
+//! Prompts to tokens, on a bounded pool of threads.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::SystemTime,
+};
+
+use anaphora_text::{TemplateInput, TextConfig, Tokenizer};
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+
+use super::{AdmitError, Bounds, invalid};
+use crate::api::{ApiError, App};
+
+/// A prompt, as it comes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Text, in which special tokens may be written; the tokenizer adds its own (BOS) or not.
+    Text {
+        /// The text.
+        text: String,
+        /// Let the tokenizer add what it adds.
+        add_special_tokens: bool,
+    },
+    /// A conversation for the chat template.
+    Chat(ChatPrompt),
+    /// Tokens, taken as they are.
+    Tokens {
+        /// The tokens.
+        ids: Vec<u32>,
+        /// The path of the field, for errors.
+        param: String,
+    },
+}
+
+/// A conversation for the chat template.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatPrompt {
+    /// An array of messages whose contents are strings.
+    pub messages: Value,
+    /// More variables for the template.
+    pub kwargs: Map<String, Value>,
+    /// End with the opening of an assistant message.
+    pub add_generation_prompt: bool,
+    /// Leave the last message open.
+    pub continue_final_message: bool,
+}
+
+/// A prompt as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokenized {
+    /// As text, rendered but not truncated; `None` if it came as tokens.
+    pub text: Option<String>,
+    /// As tokens.
+    pub ids: Vec<u32>,
+}
+
+/// Tokenises `prompts` and keeps the last `truncate` tokens of each.
+///
+/// # Errors
+/// If the pool is full, or a prompt is empty, too long to be worth it, or cannot be rendered or tokenised.
+pub async fn tokenize(
+    app: &App,
+    prompts: Vec<Prompt>,
+    truncate: Option<u32>,
+    bounds: Bounds,
+) -> Result<Vec<Tokenized>, ApiError> {
+    let text = Arc::clone(&app.text);
+    let bytes_per_token = app.encoder.bytes_per_token;
+    let job = move || {
+        let one = |prompt| tokenize_one(&text, prompt, truncate, bounds, bytes_per_token);
+        prompts.into_iter().map(one).collect::<Result<Vec<_>, AdmitError>>()
+    };
+    Ok(app.encoder.run(job).await??)
+}
+
+/// What the chat template makes of `chat`.
+///
+/// # Errors
+/// If the pool is full, or the template refuses.
+pub async fn render(app: &App, chat: ChatPrompt) -> Result<String, ApiError> {
+    let text = Arc::clone(&app.text);
+    Ok(app.encoder.run(move || render_one(&text, &chat)).await??)
+}
+
+fn tokenize_one(
+    text_config: &TextConfig,
+    prompt: Prompt,
+    truncate: Option<u32>,
+    bounds: Bounds,
+    bytes_per_token: usize,
+) -> Result<Tokenized, AdmitError> {
+    let (text, add_special_tokens) = match prompt {
+        Prompt::Tokens { ids, param } => return check_ids(ids, &param, bounds),
+        Prompt::Text { text, add_special_tokens } => (text, add_special_tokens),
+        Prompt::Chat(chat) => (render_one(text_config, &chat)?, false),
+    };
+    let tail = match truncate {
+        None => {
+            check_size(&text, bounds, bytes_per_token)?;
+            text.as_str()
+        }
+        // What lies before the last so many bytes cannot be among the last so many tokens.
+        Some(count) => last_bytes(&text, (count as usize).saturating_mul(bytes_per_token)),
+    };
+    let encoded = text_config.tokenizer.encode(tail, add_special_tokens);
+    let mut ids = encoded.map_err(|error| AdmitError::Tokenizer(error.to_string()))?;
+    if let Some(truncate) = truncate {
+        ids.drain(..ids.len().saturating_sub(truncate as usize));
+    }
+    if ids.is_empty() {
+        return Err(invalid("prompt", "the prompt has no tokens"));
+    }
+    if ids.iter().any(|id| *id >= bounds.vocab_size) {
+        return Err(AdmitError::Tokenizer("the prompt has a token that the model does not know".to_owned()));
+    }
+    Ok(Tokenized { text: Some(text), ids })
+}
+
+/// A text of so many bytes that it must have too many tokens need not be tokenised.
+fn check_size(text: &str, bounds: Bounds, bytes_per_token: usize) -> Result<(), AdmitError> {
+    let Bounds { max_prompt: limit, context, .. } = bounds;
+    if text.len() > (limit as usize).saturating_mul(bytes_per_token) {
+        return Err(AdmitError::PromptTooManyBytes { limit, bytes: text.len(), context });
+    }
+    Ok(())
+}
+
+fn check_ids(ids: Vec<u32>, param: &str, bounds: Bounds) -> Result<Tokenized, AdmitError> {
+    if ids.is_empty() {
+        return Err(invalid(param, format!("`{param}` cannot be empty")));
+    }
+    if let Some(index) = ids.iter().position(|id| *id >= bounds.vocab_size) {
+        let (id, param) = (ids[index], format!("{param}[{index}]"));
+        let message = format!("`{param}`: there is no token {id}: the vocabulary has {}", bounds.vocab_size);
+        return Err(invalid(param, message));
+    }
+    Ok(Tokenized { text: None, ids })
+}
+
+fn render_one(text_config: &TextConfig, chat: &ChatPrompt) -> Result<String, AdmitError> {
+    let template = text_config.template.as_ref().ok_or(AdmitError::NoTemplate)?;
+    Ok(template.render(&TemplateInput {
+        messages: &chat.messages,
+        tools: None,
+        add_generation_prompt: chat.add_generation_prompt,
+        continue_final_message: chat.continue_final_message,
+        kwargs: &chat.kwargs,
+        now: Some(SystemTime::now()),
+    })?)
+}
+
+/// The longest end of `text` that has at most `max_bytes` bytes.
+fn last_bytes(text: &str, max_bytes: usize) -> &str {
+    let start = text.len().saturating_sub(max_bytes);
+    let start = (start..=text.len()).find(|index| text.is_char_boundary(*index)).unwrap_or(text.len());
+    &text[start..]
+}
+
+// === the pool ===
+
+/// A bounded pool of threads for work that would hold up the reactor: parsing, templates, tokenising.
+#[derive(Debug)]
+pub struct Encoder {
+    permits: Arc<Semaphore>,
+    /// Jobs running and waiting.
+    num_jobs: Arc<AtomicUsize>,
+    max_jobs: usize,
+    num_threads: usize,
+    bytes_per_token: usize,
+}
+
+/// Why the pool did not do a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncoderError {
+    /// Too many jobs are waiting.
+    #[error("too many requests are being tokenised")]
+    Overloaded,
+    /// The job panicked.
+    #[error("a job on the CPU pool panicked")]
+    Panicked,
+}
+
+impl Encoder {
+    /// A pool of `num_threads` at which `max_waiting` jobs may queue. It reads `tokenizer`'s vocabulary once.
+    #[must_use]
+    pub fn new(num_threads: usize, max_waiting: usize, tokenizer: &Tokenizer) -> Self {
+        let num_threads = num_threads.max(1);
+        Self {
+            permits: Arc::new(Semaphore::new(num_threads)),
+            num_jobs: Arc::default(),
+            max_jobs: num_threads + max_waiting,
+            num_threads,
+            bytes_per_token: bytes_per_token(tokenizer),
+        }
+    }
+
+    /// How many jobs run at a time.
+    #[must_use]
+    pub fn num_threads(&self) -> usize {
+        self.num_threads
+    }
+
+    /// Whether `text` may be short enough for `bounds`; without tokenising it.
+    ///
+    /// # Errors
+    /// If it cannot be.
+    pub fn check_size(&self, text: &str, bounds: Bounds) -> Result<(), AdmitError> {
+        check_size(text, bounds, self.bytes_per_token)
+    }
+
+    /// Runs `job` on the pool. A job whose caller has gone away finishes all the same if it has begun.
+    ///
+    /// # Errors
+    /// If too many jobs wait, or `job` panics.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, EncoderError> {
+        let place = Place::take(&self.num_jobs, self.max_jobs).ok_or(EncoderError::Overloaded)?;
+        let permits = Arc::clone(&self.permits);
+        let permit = permits.acquire_owned().await.expect("the semaphore is never closed. This is a bug.");
+        let span = tracing::Span::current();
+        let job = move || {
+            let _held = (place, permit);
+            span.in_scope(job)
+        };
+        tokio::task::spawn_blocking(job).await.map_err(|_| EncoderError::Panicked)
+    }
+}
+
+/// A job's place among those that run and wait.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(num_jobs: &Arc<AtomicUsize>, max_jobs: usize) -> Option<Self> {
+        let place = Self(Arc::clone(num_jobs));
+        // The place counts itself; if that was one too many, dropping it takes the count back.
+        (num_jobs.fetch_add(1, Relaxed) < max_jobs).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// More bytes than a token can stand for, on average over a prompt: four times the longest token.
+///
+/// For a byte-level or SentencePiece tokenizer the longest token alone is a proof, since no byte of the text gets lost. Some
+/// normalisers drop or shorten characters, though, which the factor allows for.
+fn bytes_per_token(tokenizer: &Tokenizer) -> usize {
+    let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+    let longest = ids.filter_map(|id| tokenizer.id_to_token(id)).map(|token| token.len()).max();
+    longest.unwrap_or(1).max(16) * 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_bytes;
+
+    #[test]
+    fn the_end_of_a_text_is_cut_between_characters() {
+        for (text, max_bytes, expect) in [
+            ("abc", 2, "bc"),
+            ("abc", 9, "abc"),
+            ("aéb", 2, "b"),
+            ("aéb", 3, "éb"),
+            ("é", 1, ""),
+            ("", 3, ""),
+        ] {
+            assert_eq!(last_bytes(text, max_bytes), expect);
+        }
+    }
+}

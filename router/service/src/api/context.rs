@@ -1,0 +1,108 @@
+//! What surrounds every request: its id, its span, its arrival, and how it is counted.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use http::{HeaderName, HeaderValue};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::App;
+use crate::{
+    metrics::{Failure, RequestMetrics},
+    telemetry,
+};
+
+/// Names a request in answers and in the log.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Longest id that a client may choose.
+const MAX_REQUEST_ID: usize = 128;
+
+/// What handlers know of the request as such.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The client's `x-request-id`, or a fresh one.
+    pub request_id: Arc<str>,
+    /// When its headers had been read.
+    pub arrived: Instant,
+}
+
+/// Gives every request its context and its span, and every answer the request's id.
+pub(super) async fn attach(mut request: Request, next: Next) -> Response {
+    let id = request.headers().get(REQUEST_ID).filter(|id| is_sane(id)).cloned();
+    let id = id.unwrap_or_else(|| {
+        let id = Uuid::new_v4().simple().to_string();
+        HeaderValue::try_from(id).expect("hexadecimal digits are a header value. This is a bug.")
+    });
+    let request_id: Arc<str> = id.to_str().unwrap_or_default().into();
+    request.extensions_mut().insert(Context { request_id, arrived: Instant::now() });
+    let span = telemetry::request_span(&request);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+fn is_sane(id: &HeaderValue) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// Counts the requests of the routes that generate, and those that fail before their answer begins. What becomes of an answer that
+/// has begun is for whoever writes it to count.
+pub(super) async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    app.requests.received();
+    let id = request.extensions().get::<Context>().map(|context| Arc::clone(&context.request_id));
+    let id = id.unwrap_or_else(|| "".into());
+    let mut tally = Tally::new(&app.requests, id);
+    let response = next.run(request).await;
+    match response.extensions().get::<Failure>() {
+        Some(failure) => tally.failed(*failure),
+        None => tally.passed_on(),
+    }
+    response
+}
+
+/// Counts how a request ends, once; one that is dropped before it has ended was given up by its client.
+pub(super) struct Tally {
+    metrics: RequestMetrics,
+    request_id: Arc<str>,
+    has_ended: bool,
+}
+
+impl Tally {
+    /// For a request that has not ended yet.
+    pub(super) fn new(metrics: &RequestMetrics, request_id: Arc<str>) -> Self {
+        Self { metrics: metrics.clone(), request_id, has_ended: false }
+    }
+
+    /// It failed.
+    pub(super) fn failed(&mut self, failure: Failure) {
+        tracing::info!(request_id = &*self.request_id, ?failure, "request failed");
+        self.metrics.failed(failure);
+        self.has_ended = true;
+    }
+
+    /// It was answered in full, and [`RequestMetrics::succeeded`] says so.
+    pub(super) fn succeeded(&mut self, timings: &crate::metrics::Timings) {
+        self.metrics.succeeded(timings);
+        self.has_ended = true;
+    }
+
+    /// Somebody else counts how it ends.
+    pub(super) fn passed_on(&mut self) {
+        self.has_ended = true;
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.failed(Failure::Dropped);
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Request bodies: bytes -> checked JSON -> a wire struct, or an error that names the place.
+//!
+//! In order, and each before the next costs anything: content type, declared length, length as read (within a time), UTF-8,
+//! nesting depth, syntax and types. Large bodies are parsed on the CPU pool, so that the reactor is never held up.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    extract::{FromRequest, Request},
+};
+use http::{HeaderMap, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::{
+    Deserialize, Deserializer as _,
+    de::{self, DeserializeOwned},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    App,
+    error::{ApiError, OpenAiError, TgiError},
+    types::{
+        chat::{ChatFields, ChatRequest},
+        completions::{CompletionFields, CompletionRequest},
+        fields::{self, Field, FieldError},
+        openai::CommonRequest,
+        tgi::GenerateRequest,
+    },
+};
+
+/// How deep arrays and objects may nest.
+const MAX_DEPTH: usize = 64;
+
+/// How long a client may take to send its body.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bodies longer than this are parsed on the CPU pool; shorter ones take less than a switch of threads is worth.
+const PARSE_INLINE_BYTES: usize = 64 * 1024;
+
+/// The body of a TGI route.
+#[derive(Debug)]
+pub(super) struct TgiJson<T>(pub(super) T);
+
+/// The body of an OpenAI route.
+#[derive(Debug)]
+pub(super) struct OpenAiJson<T>(pub(super) T);
+
+impl<T: Body> FromRequest<Arc<App>> for TgiJson<T> {
+    type Rejection = TgiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Self::Rejection> {
+        Ok(Self(extract(request, app).await?))
+    }
+}
+
+impl<T: Body> FromRequest<Arc<App>> for OpenAiJson<T> {
+    type Rejection = OpenAiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Self::Rejection> {
+        Ok(Self(extract(request, app).await?))
+    }
+}
+
+async fn extract<T: Body>(request: Request, app: &App) -> Result<T, ApiError> {
+    check_headers(request.headers(), app.limits.payload)?;
+    let bytes = read(request, app.limits.payload).await?;
+    if bytes.len() <= PARSE_INLINE_BYTES {
+        return Ok(decode(&bytes)?);
+    }
+    Ok(app.encoder.run(move || decode(&bytes)).await??)
+}
+
+/// The body must call itself JSON, not be compressed, and not be announced to be longer than `limit` bytes.
+fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
+    let value = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+    let media_type = value(header::CONTENT_TYPE).unwrap_or("").split(';').next().unwrap_or("").trim();
+    let subtype = media_type.to_ascii_lowercase();
+    let is_json =
+        subtype.strip_prefix("application/").is_some_and(|name| name == "json" || name.ends_with("+json"));
+    if !is_json {
+        return Err(ApiError::UnsupportedMediaType(
+            "expected a request with `Content-Type: application/json`",
+        ));
+    }
+    if value(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(ApiError::UnsupportedMediaType("compressed request bodies are not supported"));
+    }
+    match value(header::CONTENT_LENGTH).map(str::parse::<u64>) {
+        Some(Ok(length)) if length > limit as u64 => Err(ApiError::PayloadTooLarge { limit }),
+        _ => Ok(()),
+    }
+}
+
+/// The whole body, which may turn out to be longer than announced, or never come.
+async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let body = Limited::new(request.into_body(), limit).collect();
+    match tokio::time::timeout(READ_TIMEOUT, body).await {
+        Err(_) => Err(ApiError::RequestTimeout),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::PayloadTooLarge { limit }),
+        Ok(Err(_)) => Err(JsonError::syntax("the body ended before its announced length").into()),
+    }
+}
+
+/// Checks and parses a body.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub(super) fn decode<T: Body>(bytes: &[u8]) -> Result<T, JsonError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        JsonError::syntax(format!(
+            "the body is not valid UTF-8: invalid byte at offset {}",
+            error.valid_up_to()
+        ))
+    })?;
+    check_depth(text)?;
+    T::from_json(text)
+}
+
+// === errors ===
+
+/// What is wrong with a body.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{message}", .path.as_ref().map(|path| format!("{path}: ")).unwrap_or_default())]
+pub struct JsonError {
+    /// Not JSON at all, or JSON of another form.
+    pub kind: JsonErrorKind,
+    /// Where, as in `messages[0].role`; `None` at the top.
+    pub path: Option<String>,
+    /// What.
+    pub message: String,
+}
+
+/// The kinds of [`JsonError`], which TGI's routes answer with different statuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JsonErrorKind {
+    /// It is not JSON.
+    Syntax,
+    /// A field is missing, of the wrong type, or twice there.
+    Schema,
+    /// A field that the route does not know.
+    UnknownField,
+    /// A field that the route knows, asking for something that it does not do.
+    UnsupportedField,
+}
+
+impl JsonError {
+    fn syntax(message: impl Into<String>) -> Self {
+        Self { kind: JsonErrorKind::Syntax, path: None, message: message.into() }
+    }
+}
+
+impl From<FieldError> for JsonError {
+    fn from(error: FieldError) -> Self {
+        let (kind, path) = match &error {
+            FieldError::Unknown { name } => (JsonErrorKind::UnknownField, name.clone()),
+            FieldError::Unsupported { name, .. } => (JsonErrorKind::UnsupportedField, (*name).to_owned()),
+        };
+        Self { kind, path: Some(path), message: error.to_string() }
+    }
+}
+
+// === wire structs ===
+
+/// A wire struct that knows how to read itself.
+pub(super) trait Body: Sized + Send + 'static {
+    /// Parses `text`.
+    ///
+    /// # Errors
+    /// What is wrong with it, and where.
+    fn from_json(text: &str) -> Result<Self, JsonError>;
+}
+
+impl Body for GenerateRequest {
+    fn from_json(text: &str) -> Result<Self, JsonError> {
+        parse(text)
+    }
+}
+
+impl Body for ChatRequest {
+    fn from_json(text: &str) -> Result<Self, JsonError> {
+        let chat = parse::<ChatFields>(text)?;
+        Ok(Self { chat, common: parse_common(text, fields::CHAT)? })
+    }
+}
+
+impl Body for CompletionRequest {
+    fn from_json(text: &str) -> Result<Self, JsonError> {
+        let completion = parse::<CompletionFields>(text)?;
+        Ok(Self { completion, common: parse_common(text, fields::COMPLETIONS)? })
+    }
+}
+
+/// The fields that the OpenAI routes share, and the check that no other field is there but those in `table`.
+fn parse_common(text: &str, table: &[Field]) -> Result<CommonRequest, JsonError> {
+    let common = parse(text)?;
+    fields::check(&entries(text)?, &[fields::COMMON, table])?;
+    Ok(common)
+}
+
+// === JSON ===
+
+/// Parses `text`; errors have a path.
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        json_error(error.inner(), (path != ".").then_some(path))
+    })?;
+    deserializer.end().map_err(|error| json_error(&error, None))?;
+    Ok(value)
+}
+
+fn json_error(error: &serde_json::Error, path: Option<String>) -> JsonError {
+    let kind = match error.classify() {
+        serde_json::error::Category::Data => JsonErrorKind::Schema,
+        _ => JsonErrorKind::Syntax,
+    };
+    JsonError { kind, path, message: error.to_string() }
+}
+
+/// The keys of a JSON object with the texts of their values, in order; none is there twice.
+///
+/// # Errors
+/// If `text` is not an object, or has a key twice.
+pub(super) fn entries(text: &str) -> Result<Vec<(String, &RawValue)>, JsonError> {
+    struct Visitor;
+    impl<'de> de::Visitor<'de> for Visitor {
+        type Value = Vec<(String, &'de RawValue)>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("a JSON object")
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut entries: Self::Value = Vec::new();
+            while let Some(Key(key)) = map.next_key()? {
+                if entries.iter().any(|(earlier, _)| *earlier == key) {
+                    return Err(de::Error::custom(format_args!("duplicate field `{key}`")));
+                }
+                entries.push((key.into_owned(), map.next_value()?));
+            }
+            Ok(entries)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    deserializer.deserialize_map(Visitor).map_err(|error| json_error(&error, None))
+}
+
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Refuses texts whose arrays and objects nest deeper than [`MAX_DEPTH`]. Other errors are the parser's to find.
+fn check_depth(text: &str) -> Result<(), JsonError> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(JsonError::syntax(format!("the JSON nests deeper than {MAX_DEPTH} levels")));
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Body + std::fmt::Debug>(body: &[u8], kind: JsonErrorKind, message: &str) {
+        let error = decode::<T>(body).expect_err(&String::from_utf8_lossy(body));
+        assert_eq!((error.kind, error.to_string().as_str()), (kind, message));
+    }
+
+    #[test]
+    fn errors_say_where() {
+        use JsonErrorKind::{Schema, Syntax, UnknownField, UnsupportedField};
+        check::<GenerateRequest>(
+            b"{\"inputs\":\"\xff\"}",
+            Syntax,
+            "the body is not valid UTF-8: invalid byte at offset 11",
+        );
+        check::<GenerateRequest>(b"{", Syntax, "EOF while parsing an object at line 1 column 1");
+        check::<GenerateRequest>(b"{}", Schema, "missing field `inputs` at line 1 column 2");
+        check::<GenerateRequest>(
+            br#"{"inputs":"a","parameters":{"temperature":NaN}}"#,
+            Syntax,
+            "parameters.temperature: expected value at line 1 column 43",
+        );
+        check::<GenerateRequest>(
+            br#"{"inputs":"a","parameters":{"temperature":1e400}}"#,
+            Syntax,
+            "parameters.temperature: number out of range at line 1 column 47",
+        );
+        check::<GenerateRequest>(
+            br#"{"inputs":"a","parameters":{"max_new_tokens":-1}}"#,
+            Schema,
+            "parameters.max_new_tokens: invalid value: integer `-1`, expected u64 at line 1 column 47",
+        );
+        check::<GenerateRequest>(
+            br#"{"inputs":"\ud800"}"#,
+            Syntax,
+            "inputs: unexpected end of hex escape at line 1 column 18",
+        );
+        check::<ChatRequest>(
+            br#"{"messages":[{"role":"user"},3]}"#,
+            Schema,
+            "messages[1]: invalid type: integer `3`, expected a map at line 1 column 30",
+        );
+        check::<ChatRequest>(
+            br#"{"messages":[],"max_tokens":"7"}"#,
+            Schema,
+            "max_tokens: invalid type: string \"7\", expected u32 at line 1 column 31",
+        );
+        check::<ChatRequest>(
+            br#"{"messages":[],"n":1,"n":1}"#,
+            Schema,
+            "n: duplicate field `n` at line 1 column 24",
+        );
+        check::<ChatRequest>(br#"{"messages":[]} x"#, Syntax, "trailing characters at line 1 column 17");
+        check::<ChatRequest>(br#"{"messages":[],"foo":1}"#, UnknownField, "foo: unknown parameter: `foo`");
+        check::<ChatRequest>(
+            br#"{"messages":[],"tools":[1]}"#,
+            UnsupportedField,
+            "tools: `tools` is not supported: tool calling is not supported yet",
+        );
+    }
+
+    #[test]
+    fn depth() {
+        let nested = |depth: usize| {
+            format!(r#"{{"inputs":"[[{{\"[","x":{}{}}}"#, "[".repeat(depth), "]".repeat(depth))
+        };
+        assert!(decode::<GenerateRequest>(nested(MAX_DEPTH - 1).as_bytes()).is_ok());
+        check::<GenerateRequest>(
+            nested(MAX_DEPTH).as_bytes(),
+            JsonErrorKind::Syntax,
+            "the JSON nests deeper than 64 levels",
+        );
+    }
+
+    #[test]
+    fn headers() {
+        let verdict = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                header::CONTENT_TYPE,
+                http::HeaderValue::from_static("application/json; charset=utf-8"),
+            );
+            headers.insert(name, http::HeaderValue::from_static(value));
+            check_headers(&headers, 100).map_err(|error| error.to_string())
+        };
+        assert!(verdict("x-nothing", "").is_ok());
+        assert!(verdict("content-type", "application/vnd.x+json").is_ok());
+        assert!(verdict("content-length", "100").is_ok());
+        assert!(verdict("content-encoding", "identity").is_ok());
+        for (name, value) in
+            [("content-type", "text/plain"), ("content-length", "101"), ("content-encoding", "gzip")]
+        {
+            assert!(verdict(name, value).is_err(), "{name}: {value}");
+        }
+    }
+}

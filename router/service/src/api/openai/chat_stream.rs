@@ -1,0 +1,117 @@
+//! The chunks of a streamed chat completion.
+//!
+//! Per choice: the role, then text as it can be shown, then the finish reason with an empty delta; the choices interleave. After
+//! the last of them the usage, if asked for, and `[DONE]`.
+
+use anaphora_text::Tokenizer;
+use axum::response::sse::Event;
+
+use super::{
+    logprobs,
+    reply::{self, Reply, SYSTEM_FINGERPRINT},
+};
+use crate::{
+    api::{
+        ApiError, App, Family,
+        sse::{self, Chunks},
+        types::{
+            chat::{ChatCompletionChunk, ChatLogprobs, ChunkChoice, Delta, TokenLogprob},
+            openai::FinishReason,
+        },
+    },
+    stream::{self, Totals},
+};
+
+pub(super) struct ChatChunks {
+    reply: Reply,
+    tokenizer: Tokenizer,
+    asks_for_logprobs: bool,
+    includes_usage: bool,
+    choices: Vec<ChoiceState>,
+}
+
+#[derive(Clone, Default)]
+struct ChoiceState {
+    has_begun: bool,
+    /// Of tokens whose text has not been shown yet.
+    logprobs: Vec<TokenLogprob>,
+}
+
+impl ChatChunks {
+    /// For `num_choices` choices.
+    pub(super) fn new(app: &App, asks_for_logprobs: bool, includes_usage: bool, num_choices: usize) -> Self {
+        Self {
+            reply: Reply::new(app, "chatcmpl"),
+            tokenizer: app.text.tokenizer.clone(),
+            asks_for_logprobs,
+            includes_usage,
+            choices: vec![ChoiceState::default(); num_choices],
+        }
+    }
+
+    fn chunk(&self, choices: Vec<ChunkChoice>, totals: Option<&Totals>) -> Event {
+        sse::event(&ChatCompletionChunk {
+            id: self.reply.id.clone(),
+            object: "chat.completion.chunk",
+            created: self.reply.created,
+            model: self.reply.model.clone(),
+            system_fingerprint: SYSTEM_FINGERPRINT,
+            choices,
+            usage: self.includes_usage.then(|| totals.map(reply::usage)),
+        })
+    }
+
+    fn choice(
+        &self,
+        index: usize,
+        delta: Delta,
+        logprobs: Vec<TokenLogprob>,
+        finish: Option<FinishReason>,
+    ) -> Event {
+        let has_text = delta.content.as_ref().is_some_and(|content| !content.is_empty());
+        let lists = self.asks_for_logprobs && (has_text || !logprobs.is_empty());
+        let logprobs = lists.then_some(ChatLogprobs { content: logprobs, refusal: None });
+        self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason: finish }], None)
+    }
+}
+
+impl Chunks for ChatChunks {
+    const FAMILY: Family = Family::OpenAi;
+
+    fn delta(
+        &mut self,
+        index: usize,
+        delta: stream::Delta,
+        _totals: &Totals,
+    ) -> Result<Vec<Event>, ApiError> {
+        let mut events = Vec::new();
+        if !std::mem::replace(&mut self.choices[index].has_begun, true) {
+            let role = Delta { role: Some("assistant"), content: Some(String::new()) };
+            events.push(self.choice(index, role, Vec::new(), None));
+        }
+        if let Some(token) = delta.token.as_ref().filter(|_| self.asks_for_logprobs) {
+            let listed = logprobs::chat(&self.tokenizer, token)?;
+            self.choices[index].logprobs.extend(listed);
+        }
+        let is_last = delta.finish.is_some();
+        if !delta.text.is_empty() || (is_last && !self.choices[index].logprobs.is_empty()) {
+            let logprobs = std::mem::take(&mut self.choices[index].logprobs);
+            let text = Delta { role: None, content: Some(delta.text) };
+            events.push(self.choice(index, text, logprobs, None));
+        }
+        if let Some(finish) = delta.finish {
+            let finish = reply::finish_reason(&finish);
+            events.push(self.choice(index, Delta::default(), Vec::new(), Some(finish)));
+        }
+        Ok(events)
+    }
+
+    fn end(&mut self, totals: &Totals) -> Vec<Event> {
+        let mut events = Vec::new();
+        if self.includes_usage {
+            events.push(self.chunk(Vec::new(), Some(totals)));
+        }
+        events.push(Event::default().data("[DONE]"));
+        events
+    }
+}

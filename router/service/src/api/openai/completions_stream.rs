@@ -1,0 +1,98 @@
+//! The events of a streamed text completion: text as it can be shown, by choice; the last one of a choice has the finish reason.
+//! After the last of all the usage, if asked for, and `[DONE]`.
+
+use anaphora_text::Tokenizer;
+use axum::response::sse::Event;
+
+use super::{
+    logprobs,
+    reply::{self, Reply, SYSTEM_FINGERPRINT},
+};
+use crate::{
+    api::{
+        ApiError, App, Family,
+        sse::{self, Chunks},
+        types::completions::{Completion, CompletionChoice, CompletionLogprobs},
+    },
+    stream::{Delta, Totals},
+};
+
+pub(super) struct CompletionChunks {
+    reply: Reply,
+    tokenizer: Tokenizer,
+    asks_for_logprobs: bool,
+    includes_usage: bool,
+    choices: Vec<ChoiceState>,
+}
+
+struct ChoiceState {
+    /// Goes before the first text.
+    prefix: String,
+    /// Of tokens whose text has not been shown yet.
+    logprobs: CompletionLogprobs,
+    /// Characters of the tokens so far.
+    offset: usize,
+}
+
+impl CompletionChunks {
+    /// For one choice per element of `prefixes`, which begin their texts.
+    pub(super) fn new(
+        app: &App,
+        asks_for_logprobs: bool,
+        includes_usage: bool,
+        prefixes: Vec<String>,
+    ) -> Self {
+        let choice = |prefix| ChoiceState { prefix, logprobs: CompletionLogprobs::default(), offset: 0 };
+        Self {
+            reply: Reply::new(app, "cmpl"),
+            tokenizer: app.text.tokenizer.clone(),
+            asks_for_logprobs,
+            includes_usage,
+            choices: prefixes.into_iter().map(choice).collect(),
+        }
+    }
+
+    fn event(&self, choices: Vec<CompletionChoice>, totals: Option<&Totals>) -> Event {
+        sse::event(&Completion {
+            id: self.reply.id.clone(),
+            object: "text_completion",
+            created: self.reply.created,
+            model: self.reply.model.clone(),
+            system_fingerprint: SYSTEM_FINGERPRINT,
+            choices,
+            usage: self.includes_usage.then(|| totals.map(reply::usage)),
+        })
+    }
+}
+
+impl Chunks for CompletionChunks {
+    const FAMILY: Family = Family::OpenAi;
+
+    fn delta(&mut self, index: usize, delta: Delta, _totals: &Totals) -> Result<Vec<Event>, ApiError> {
+        let state = &mut self.choices[index];
+        if let Some(token) = delta.token.as_ref().filter(|_| self.asks_for_logprobs) {
+            logprobs::completion(&self.tokenizer, token, &mut state.offset, &mut state.logprobs)?;
+        }
+        if delta.text.is_empty() && delta.finish.is_none() {
+            return Ok(Vec::new());
+        }
+        let logprobs = std::mem::take(&mut state.logprobs);
+        let text = std::mem::take(&mut state.prefix) + &delta.text;
+        let choice = CompletionChoice {
+            index,
+            text,
+            logprobs: self.asks_for_logprobs.then_some(logprobs),
+            finish_reason: delta.finish.as_ref().map(reply::finish_reason),
+        };
+        Ok(vec![self.event(vec![choice], None)])
+    }
+
+    fn end(&mut self, totals: &Totals) -> Vec<Event> {
+        let mut events = Vec::new();
+        if self.includes_usage {
+            events.push(self.event(Vec::new(), Some(totals)));
+        }
+        events.push(Event::default().data("[DONE]"));
+        events
+    }
+}
