@@ -1,0 +1,114 @@
+"""`huggingface_hub.InferenceClient` on SmolLM2: text_generation (with details, streamed) and chat_completion."""
+
+from __future__ import annotations
+
+import pytest
+from harness import Server
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import OverloadedError, ValidationError
+
+PROMPT = "Water boils at"
+QUESTION = [{"role": "user", "content": "What is the capital of Italy?"}]
+LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def client(smollm2: Server) -> InferenceClient:
+    return InferenceClient(model=smollm2.url, timeout=120)
+
+
+def test_text_generation(client: InferenceClient) -> None:
+    text = client.text_generation(PROMPT, max_new_tokens=LENGTH)
+    details = client.text_generation(PROMPT, max_new_tokens=LENGTH, details=True)
+    assert details.generated_text == text
+    assert details.details.finish_reason == "length"
+    assert details.details.generated_tokens == len(details.details.tokens) == LENGTH
+    assert "".join(token.text for token in details.details.tokens) == text
+    assert all(token.logprob <= 0 for token in details.details.tokens)
+    assert details.details.prefill == []
+
+
+def test_text_generation_stream_equals_the_whole(client: InferenceClient) -> None:
+    whole = client.text_generation(PROMPT, max_new_tokens=LENGTH)
+    assert "".join(client.text_generation(PROMPT, max_new_tokens=LENGTH, stream=True)) == whole
+    events = list(client.text_generation(PROMPT, max_new_tokens=LENGTH, stream=True, details=True))
+    assert [event.index for event in events] == list(range(1, LENGTH + 1))
+    assert "".join(event.token.text for event in events) == whole
+    assert events[-1].generated_text == whole
+    assert events[-1].details.finish_reason == "length"
+    assert events[-1].details.generated_tokens == LENGTH
+    assert events[-1].details.input_length > 0
+    assert all(event.generated_text is None and event.details is None for event in events[:-1])
+
+
+def test_text_generation_parameters(client: InferenceClient) -> None:
+    full = client.text_generation(PROMPT, max_new_tokens=4, return_full_text=True)
+    assert full.startswith(PROMPT)
+    cut = client.text_generation("one two three four five six", max_new_tokens=4, truncate=2, details=True)
+    assert cut.generated_text == client.text_generation(" five six", max_new_tokens=4)
+    every = {
+        "do_sample": True,
+        "temperature": 0.5,
+        "top_k": 10,
+        "top_p": 0.9,
+        "typical_p": 0.9,
+        "repetition_penalty": 1.2,
+        "seed": 42,
+    }
+    first, second = (client.text_generation(PROMPT, max_new_tokens=LENGTH, **every) for _ in range(2))
+    assert first == second
+    top = client.text_generation(PROMPT, max_new_tokens=4, details=True, top_n_tokens=3)
+    assert [len(alternatives) for alternatives in top.details.top_tokens] == [3] * 4
+    assert [alternatives[0].id for alternatives in top.details.top_tokens] == [t.id for t in top.details.tokens]
+
+
+def test_text_generation_stop_is_in_the_text(client: InferenceClient) -> None:
+    whole = client.text_generation(PROMPT, max_new_tokens=LENGTH)
+    stop = whole[5:8]
+    answer = client.text_generation(PROMPT, max_new_tokens=LENGTH, stop=[stop], details=True)
+    assert answer.generated_text == whole[: whole.index(stop) + len(stop)]
+    assert answer.details.finish_reason == "stop_sequence"
+
+
+def test_text_generation_best_of(client: InferenceClient) -> None:
+    options = {"do_sample": True, "temperature": 1.0, "max_new_tokens": 6, "details": True}
+    answer = client.text_generation(PROMPT, best_of=2, **options)
+    others = answer.details.best_of_sequences
+    assert len(others) == 1
+    assert answer.details.seed is not None
+
+    def mean(tokens: list) -> float:
+        return sum(token.logprob for token in tokens) / len(tokens)
+
+    assert mean(answer.details.tokens) >= mean(others[0].tokens)
+
+
+def test_chat_completion(client: InferenceClient) -> None:
+    options = {"max_tokens": 32, "temperature": 0.0}
+    whole = client.chat_completion(QUESTION, **options)
+    assert "Rome" in whole.choices[0].message.content
+    chunks = list(client.chat_completion(QUESTION, **options, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    logprobs = client.chat_completion(QUESTION, **options, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert len(logprobs) == whole.usage.completion_tokens
+
+
+def test_endpoint_information(client: InferenceClient) -> None:
+    info = client.get_endpoint_info()
+    assert info["router"]
+    assert info["max_total_tokens"] == 8192
+    assert info["max_concurrent_requests"] == 128
+    assert client.health_check()
+
+
+def test_errors_keep_their_type(client: InferenceClient) -> None:
+    for wrong in ({"max_new_tokens": 0}, {"top_p": 1.5}, {"temperature": -1.0}, {"max_new_tokens": 100_000}):
+        for stream in (False, True):
+            with pytest.raises(ValidationError):
+                list(client.text_generation(PROMPT, **{"max_new_tokens": 4, "stream": stream, **wrong}))
+    assert not issubclass(ValidationError, OverloadedError)
+
+
+def test_nothing_stays_behind(smollm2: Server) -> None:
+    smollm2.assert_idle()
