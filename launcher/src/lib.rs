@@ -81,26 +81,25 @@ fn serve(args: &ServeArgs, child: &[OsString], environment: &Environment, warnin
     for warning in warnings {
         console.say(format!("warning: {warning}"));
     }
-    let result = run::serve(args, child, environment, &console);
-    writer.finish();
-    match result {
+    let exit = match run::serve(args, child, environment, &console) {
         Ok(()) => Exit::Clean,
-        Err(error) => tell(&error),
-    }
+        Err(error) => {
+            let message = error.to_string();
+            if !message.is_empty() {
+                console.error(message);
+            }
+            error.exit()
+        }
+    };
+    writer.finish();
+    exit
 }
 
 /// Becomes another program of ours; returns only if that fails.
 fn hand_over(child: &[OsString], part: &str, args: &[OsString]) -> Exit {
     let (program, prefix) = child.split_first().expect("the child command has a program. This is a bug.");
     let source = std::process::Command::new(program).args(prefix).arg(part).args(args).exec();
-    tell(&LaunchError::Spawn { command: program.to_string_lossy().into_owned(), source })
-}
-
-/// Says on stderr why it ends, and gives the exit code for it.
-fn tell(error: &LaunchError) -> Exit {
-    let message = error.to_string();
-    if !message.is_empty() {
-        let _ = writeln!(std::io::stderr(), "error: {message}");
-    }
+    let error = LaunchError::Spawn { command: program.to_string_lossy().into_owned(), source };
+    let _ = writeln!(std::io::stderr(), "error: {error}");
     error.exit()
 }

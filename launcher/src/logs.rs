@@ -39,8 +39,13 @@ pub(crate) struct ConsoleWriter {
 
 #[derive(Debug)]
 enum Item {
-    Log { child: Option<ChildId>, line: String },
+    Log {
+        child: Option<ChildId>,
+        line: String,
+    },
     Progress(Output),
+    /// Why it all ends.
+    Error(String),
     End,
 }
 
@@ -76,6 +81,11 @@ impl Console {
     /// A step of the start-up, for stdout.
     pub(crate) fn progress(&self, output: Output) {
         self.put(Item::Progress(output));
+    }
+
+    /// Why the launcher ends, for the person at the terminal.
+    pub(crate) fn error(&self, message: String) {
+        self.put(Item::Error(message));
     }
 
     fn put(&self, item: Item) {
@@ -118,6 +128,15 @@ impl Writer {
             Item::Progress(Output::Block(lines)) => {
                 self.end_bar();
                 lines.iter().for_each(|line| self.line(line));
+            }
+            Item::Error(message) => {
+                self.end_bar();
+                let message = format!("error: {message}");
+                if self.json {
+                    self.log(&origin(None), &message);
+                } else {
+                    let _ = writeln!(std::io::stderr().lock(), "{message}");
+                }
             }
             Item::Progress(_) | Item::End => {}
         }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::cli::{DeviceChoice, ServeArgs};
+use crate::cli::{DeviceChoice, LogLevel, ServeArgs};
 use crate::error::LaunchError;
 use crate::host::Host;
 
@@ -23,7 +23,7 @@ pub(crate) struct ChildCommand {
     pub(crate) program: OsString,
     pub(crate) args: Vec<OsString>,
     /// Variables to set, or (`None`) to take away.
-    pub(crate) variables: BTreeMap<&'static str, Option<OsString>>,
+    pub(crate) variables: BTreeMap<String, Option<OsString>>,
 }
 
 /// How many parts a model's attention can be cut into.
@@ -189,9 +189,8 @@ impl Plan<'_> {
         }
         command.flag("--num-threads", self.placement.num_threads);
         command.option("--otlp-endpoint", self.args.observe.otlp_endpoint.as_ref());
+        command.flag("--log-level", value_name(self.args.observe.log_level));
         self.observe(&mut command);
-        // Nothing in a shard needs the clients' key.
-        command.variables.insert("API_KEY", None);
         command
     }
 
@@ -236,9 +235,12 @@ impl Plan<'_> {
         command.option("--step-timeout", http.step_timeout);
         command.option("--otlp-endpoint", self.args.observe.otlp_endpoint.as_ref());
         command.option("--otlp-service-name", self.args.observe.otlp_service_name.as_ref());
+        command.flag("--log-level", directive(self.args.observe.log_level));
         self.observe(&mut command);
         // Through the environment: arguments are visible to every user of the host.
-        command.variables.insert("API_KEY", http.api_key.clone().map(OsString::from));
+        if let Some(key) = &http.api_key {
+            command.set("API_KEY", key.clone());
+        }
         command
     }
 
@@ -250,11 +252,13 @@ impl Plan<'_> {
     }
 
     fn command(&self, part: &str) -> ChildCommand {
-        ChildCommand::new(self.child, part)
+        let mut command = ChildCommand::new(self.child, part);
+        // The variables that stand in for flags have been read; children are told by flags, and nobody else by anything.
+        command.variables.extend(self.args.variables.iter().map(|name| (name.clone(), None)));
+        command
     }
 
     fn observe(&self, command: &mut ChildCommand) {
-        command.flag("--log-level", value_name(self.args.observe.log_level));
         if self.args.observe.json_output {
             command.args.push("--json-output".into());
         }
@@ -270,8 +274,8 @@ impl ChildCommand {
         args.push(part.into());
         // A file torch.py in the directory where the user happens to stand must not be imported.
         let variables =
-            BTreeMap::from([("PYTHONSAFEPATH", Some("1".into())), ("PYTHONUNBUFFERED", Some("1".into()))]);
-        Self { program: program.clone(), args, variables }
+            ["PYTHONSAFEPATH", "PYTHONUNBUFFERED"].map(|name| (name.to_owned(), Some("1".into())));
+        Self { program: program.clone(), args, variables: BTreeMap::from(variables) }
     }
 
     /// Appends `name=value` as one argument: a value that begins with a dash is still a value.
@@ -292,8 +296,18 @@ impl ChildCommand {
         self.args.push(arg);
     }
 
-    fn set(&mut self, name: &'static str, value: String) {
-        self.variables.insert(name, Some(value.into()));
+    fn set(&mut self, name: &str, value: String) {
+        self.variables.insert(name.to_owned(), Some(value.into()));
+    }
+}
+
+/// The spelling of a level in the router's filter directives.
+fn directive(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Debug => "debug",
+        LogLevel::Info => "info",
+        LogLevel::Warning => "warn",
+        LogLevel::Error => "error",
     }
 }
 

@@ -15,7 +15,6 @@
 //!   children along.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -160,7 +159,7 @@ fn start(command: &ChildCommand) -> std::io::Result<Child> {
     for (name, value) in &command.variables {
         match value {
             Some(value) => process.env(name, value),
-            None => process.env_remove(OsStr::new(name)),
+            None => process.env_remove(name),
         };
     }
     let die_with_parent = move || {

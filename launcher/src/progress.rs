@@ -111,10 +111,16 @@ impl Progress {
         Output::Line(format!("{:<17}  {detail} ({seconds:.1} s)", phase.label()))
     }
 
-    /// Everything is up: `url` answers. Counted from the start of the launcher.
-    pub(crate) fn finish_all(&mut self, url: &str, now: Duration) -> Output {
-        self.began = Duration::ZERO;
-        self.finish(Phase::Ready, url, now)
+    /// The router is ready. Its word may arrive before the last words of the shards, so what is still open ends here too.
+    pub(crate) fn finish_all(&mut self, ready: &Ready, now: Duration) -> Vec<Output> {
+        let size = format!("{} tokens", thousands(ready.kv_tokens));
+        let open = [(Phase::Load, "done"), (Phase::WarmUp, "done"), (Phase::SizeKvCache, size.as_str())];
+        let finished = self.finished;
+        let open = open.into_iter().filter(|(phase, _)| finished.is_none_or(|finished| finished < *phase));
+        let mut outputs: Vec<_> = open.map(|(phase, detail)| self.finish(phase, detail, now)).collect();
+        self.began = Duration::ZERO; // of the launcher: this is the time that the user has waited
+        outputs.push(self.finish(Phase::Ready, &ready.url, now));
+        outputs
     }
 
     /// `rank` has come to `done` of `total` within `phase`.
@@ -137,7 +143,8 @@ impl Progress {
             of_phase.fold((0, 0, 0), |(ranks, done, total), (_, (d, t))| (ranks + 1, done + d, total + t));
         let of_ranks =
             if self.world_size > 1 { format!(" on {} ranks", self.world_size) } else { String::new() };
-        if reported == self.world_size && done >= total {
+        // How large the cache became is known to the router only: its word ends that phase.
+        if reported == self.world_size && done >= total && phase != Phase::SizeKvCache {
             let detail =
                 if unit.is_empty() { format!("done{of_ranks}") } else { format!("{total} {unit}{of_ranks}") };
             return Some(self.finish(phase, &detail, now));

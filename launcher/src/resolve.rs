@@ -57,8 +57,14 @@ pub(crate) fn served_name(source: &Source) -> String {
     match source {
         Source::Known(known) => known.name.to_owned(),
         Source::Path(path) => {
-            let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-            let name = if is_gguf { path.file_stem() } else { path.file_name() };
+            let is = |wanted: &str| {
+                path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted))
+            };
+            let name = match () {
+                () if is("gguf") => path.file_stem(),
+                () if is("json") => path.parent().and_then(Path::file_name), // a bare config.json, with random weights
+                () => path.file_name(),
+            };
             name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
         }
     }
@@ -124,6 +130,9 @@ mod tests {
         let at = |path: &Path| locate(path.to_str().unwrap()).unwrap();
         assert_eq!(at(&file), Source::Path(file.clone()));
         assert_eq!(served_name(&at(&file)), "Some-Model.Q4_1");
+        let config = directory.path().join("config.json");
+        std::fs::write(&config, "").unwrap();
+        assert_eq!(served_name(&at(&config)), served_name(&at(directory.path())));
         assert_eq!(at(directory.path()), Source::Path(directory.path().to_owned()));
         for known in KNOWN_MODELS {
             assert_eq!(locate(known.name).unwrap(), Source::Known(known));

@@ -232,7 +232,10 @@ impl Shell<'_> {
             (Event::Ready(ready), _) => {
                 self.ready = true;
                 self.children.port = ready.port();
-                self.console.progress(self.progress.finish_all(&ready.url, now));
+                self.progress
+                    .finish_all(ready, now)
+                    .into_iter()
+                    .for_each(|output| self.console.progress(output));
                 self.console.progress(Output::Block(block(ready, &self.facts)));
             }
             _ => {}

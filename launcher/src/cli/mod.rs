@@ -78,6 +78,10 @@ pub(crate) struct ServeArgs {
     /// Print what this host looks like to anaphora (version, cores, memory, GPUs), and exit
     #[arg(long = "env", short = 'e')]
     pub(crate) print_environment: bool,
+
+    /// The environment variables that stand in for flags.
+    #[arg(skip)]
+    pub(crate) variables: Vec<String>,
 }
 
 /// What to serve.
@@ -321,7 +325,9 @@ pub(crate) struct Environment {
 /// # Errors
 /// What clap would print, help and version included; its `exit_code()` is 2 for a mistake.
 pub(crate) fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Parsed, clap::Error> {
-    let mut command = Cli::command().mut_subcommand("serve", |serve| serve.args(tgi::args()));
+    let mut command = Cli::command();
+    let variables = command.find_subcommand("serve").map(variables_of).unwrap_or_default();
+    command = command.mut_subcommand("serve", |serve| serve.args(tgi::args()));
     if !environment.flags {
         command =
             command.mut_subcommand("serve", |serve| serve.mut_args(|arg| arg.env(None::<&'static str>)));
@@ -335,9 +341,14 @@ pub(crate) fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Pa
             .settle(environment)
             .and_then(|()| refuse(matches))
             .map_err(|message| serve_command.error(ErrorKind::ValueValidation, message))?;
+        serve.variables = variables;
         warnings = tgi::warnings(matches);
     }
     Ok(Parsed { cli, warnings })
+}
+
+fn variables_of(command: &clap::Command) -> Vec<String> {
+    command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())).collect()
 }
 
 fn refuse(matches: &ArgMatches) -> Result<(), String> {

@@ -81,12 +81,12 @@ fn commands(args: &[&str], host: &Host, restart: u32, port: Option<u16>) -> Stri
 }
 
 fn show(command: &ChildCommand) -> String {
-    let variables = command.variables.iter().map(|(name, value)| match value {
-        Some(value) => format!("{name}={}", value.display()),
-        None => format!("{name} is unset"),
-    });
+    let unset = command.variables.iter().filter(|(_, value)| value.is_none());
+    let unset = unset.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(" ");
+    let set = command.variables.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    let set = set.map(|(name, value)| format!("{name}={}", value.display()));
     let args = std::iter::once(&command.program).chain(&command.args).map(|arg| arg.display().to_string());
-    variables.chain(args).collect::<Vec<_>>().join("\n  ")
+    std::iter::once(format!("unset: {unset}")).chain(set).chain(args).collect::<Vec<_>>().join("\n  ")
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn every_flag() {
         "--graceful-termination-timeout=15",
         "--step-timeout=16",
         "--json-output",
-        "--log-level=debug",
+        "--log-level=warning",
         "--otlp-endpoint=http://127.0.0.1:4317",
         "--otlp-service-name=name",
     ];

@@ -24,9 +24,16 @@ fn one_rank() {
     let mut warm_up = |done, at| progress.report((Phase::WarmUp, 0), (done, 1), "", seconds(at));
     assert!(matches!(warm_up(0, 8), Some(Output::Bar { label: "warm up", .. })));
     assert_eq!(warm_up(1, 9), Some(Output::Line("warm up            done (1.0 s)".to_owned())));
+    assert!(matches!(
+        progress.report((Phase::SizeKvCache, 0), (1, 1), "", seconds(9)),
+        Some(Output::Bar { .. })
+    ));
     assert_eq!(
-        progress.finish_all("http://h:1", seconds(10)),
-        Output::Line("ready              http://h:1 (10.0 s)".to_owned())
+        progress.finish_all(&ready(), seconds(10)),
+        [
+            Output::Line("size the KV cache  91,024 tokens (1.0 s)".to_owned()),
+            Output::Line("ready              http://0.0.0.0:3000 (10.0 s)".to_owned()),
+        ]
     );
 }
 
