@@ -137,7 +137,7 @@ impl Source<'_> {
             item: format!("`{key}`"),
             expected: expected.into(),
             found: found.into(),
-            hint: "Restore the model's own configuration.".to_owned(),
+            hint: "Restore the model's own configuration.",
         }
     }
 
@@ -146,14 +146,14 @@ impl Source<'_> {
         item: impl Into<String>,
         found: impl Into<String>,
         supported: impl Into<String>,
-        hint: &str,
+        hint: &'static str,
     ) -> ModelError {
         ModelError::Unsupported {
             file: self.file.to_owned(),
             item: item.into(),
             found: found.into(),
             supported: supported.into(),
-            hint: hint.to_owned(),
+            hint,
         }
     }
 

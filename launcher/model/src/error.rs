@@ -60,7 +60,7 @@ pub enum ModelError {
         /// What the file says.
         found: String,
         /// What to do about it.
-        hint: String,
+        hint: &'static str,
     },
 
     /// A tensor of the architecture is not in the files.
@@ -91,7 +91,7 @@ pub enum ModelError {
         /// The shape in the file.
         found: Vec<u64>,
         /// What to do about it.
-        hint: String,
+        hint: &'static str,
     },
 
     /// The files are sound, but this version cannot serve them.
@@ -106,7 +106,7 @@ pub enum ModelError {
         /// Every value that would do.
         supported: String,
         /// What to do about it.
-        hint: String,
+        hint: &'static str,
     },
 }
 

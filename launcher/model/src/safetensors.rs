@@ -214,7 +214,7 @@ impl Head<'_> {
             item: item.into(),
             expected: expected.into(),
             found: found.into(),
-            hint: DOWNLOAD_AGAIN.to_owned(),
+            hint: DOWNLOAD_AGAIN,
         }
     }
 }

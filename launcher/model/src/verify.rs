@@ -173,7 +173,7 @@ fn indexed_files(path: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> 
         item: item.to_owned(),
         expected: expected.to_owned(),
         found,
-        hint: DOWNLOAD_AGAIN.to_owned(),
+        hint: DOWNLOAD_AGAIN,
     };
     let text = std::fs::read(index).map_err(|source| ModelError::Io { file: index.to_owned(), source })?;
     let Index { weight_map } = serde_json::from_slice(&text)
@@ -238,7 +238,7 @@ fn check_safetensors(path: &Path, heads: &[Safetensors], config: &ModelConfig) -
                     item: format!("tensor `{}`", tensor.name),
                     expected: "each name in one file".to_owned(),
                     found: format!("it in {} too", other.file.display()),
-                    hint: "Remove the files that do not belong to the model.".to_owned(),
+                    hint: "Remove the files that do not belong to the model.",
                 });
             }
         }
@@ -284,7 +284,7 @@ fn check_tensors(
                 "the {} tensors that its configuration asks for",
                 thousands(expected.len() as u64)
             ),
-            hint: "The model is of another architecture, or the files do not belong together.".to_owned(),
+            hint: "The model is of another architecture, or the files do not belong together.",
         }),
         None => Ok(()),
     }
@@ -305,7 +305,7 @@ fn check_tensor(expected: &ExpectedTensor, found: &Found<'_>, supported: &str) -
             tensor: expected.name.clone(),
             expected: expected.shape.clone(),
             found: found.shape.to_vec(),
-            hint: "The configuration and the weights are not of the same model.".to_owned(),
+            hint: "The configuration and the weights are not of the same model.",
         });
     }
     if !found.is_weight {
@@ -314,7 +314,7 @@ fn check_tensor(expected: &ExpectedTensor, found: &Found<'_>, supported: &str) -
             item: format!("tensor `{}`: type", expected.name),
             found: found.type_name.to_owned(),
             supported: supported.to_owned(),
-            hint: "Convert the model to one of these types.".to_owned(),
+            hint: "Convert the model to one of these types.",
         });
     }
     Ok(())

@@ -107,7 +107,7 @@ fn read_version(reader: &mut Reader) -> Result<u32, ModelError> {
         item: "GGUF version".to_owned(),
         found: version.to_string(),
         supported: "2, 3".to_owned(),
-        hint: hint.to_owned(),
+        hint,
     })
 }
 
@@ -151,8 +151,7 @@ fn read_tensor(reader: &mut Reader, alignment: u64) -> Result<TensorInfo, ModelE
             found: type_id.to_string(),
             supported: weight_type_names(),
             hint: "Quantise the model to one of these types, or, if it should be one: the file is damaged, download \
-                   it again."
-                .to_owned(),
+                   it again.",
         });
     };
     let Some(num_bytes) = ggml_type.num_bytes(&shape) else {

@@ -30,7 +30,12 @@ impl Reader {
         let io = |source| ModelError::Io { file: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        Ok(Self { path: path.to_owned(), file: BufReader::with_capacity(1 << 20, file), position: 0, length })
+        Ok(Self {
+            path: path.to_owned(),
+            file: BufReader::with_capacity(64 << 10, file),
+            position: 0,
+            length,
+        })
     }
 
     /// A value in the header that cannot be so.
@@ -45,7 +50,7 @@ impl Reader {
             item: item.into(),
             expected: expected.into(),
             found: found.into(),
-            hint: DOWNLOAD_AGAIN.to_owned(),
+            hint: DOWNLOAD_AGAIN,
         }
     }
 
