@@ -110,7 +110,7 @@ class Server:
         runtime = directory / "run"
         runtime.mkdir(mode=0o700)
         own = {MARK: mark, "XDG_RUNTIME_DIR": str(runtime), "RUST_BACKTRACE": "0", **(environment or {})}
-        command = [*anaphora_command(), "serve", *map(str, arguments), "--hostname", "127.0.0.1", "--port", "0"]
+        command = [*anaphora_command(), "serve", *map(str, arguments), "--device", "cpu", "--port", "0"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **own}

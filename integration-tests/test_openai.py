@@ -1,15 +1,15 @@
-"""The `openai` client, as its users write it, on SmolLM2: chat and text completions, whole and streamed, and its errors."""
+"""The `openai` client, as its users write it, on SmolLM2: chat and text completions, whole and streamed, and its
+errors."""
 
 from __future__ import annotations
 
 import openai
 import pytest
 from harness import Server
+from models import smollm2_safetensors
 from openai.types.chat import ChatCompletionChunk
 from openai.types.completion import Completion
 from transformers import AutoTokenizer
-
-from models import smollm2_safetensors
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 PROMPT = "The capital of France is"
