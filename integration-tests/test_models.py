@@ -1,4 +1,4 @@
-"""Model files that are missing, cut off, corrupt or of the wrong shape: exit code 3 and one paragraph, before any spawn.
+"""Model files that are missing, cut off, corrupt or mis-shaped: exit code 3 and one paragraph, before any spawn.
 
 And those that need no weights (`--load-format dummy`), and names that nobody knows.
 """

@@ -1,4 +1,4 @@
-"""What an operator sees: the ready block, metrics, health, and one trace from the HTTP request into the Python shard."""
+"""What an operator sees: the ready block, metrics, health, and one trace from the request into the shard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import re
 import secrets
 import shlex
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 from collector import Collector, Span
@@ -49,14 +48,14 @@ HISTOGRAMS = {
 
 
 @pytest.fixture
-def change(tiny: Server) -> Iterator[tuple[Metrics, Metrics]]:
+def change(tiny: Server) -> tuple[Metrics, Metrics]:
     """The metrics before and after one completion of 8 tokens."""
     tiny.assert_idle()
     before = tiny.metrics()
     response = tiny.post("/v1/completions", REQUEST)
     assert response.status_code == 200, response.text
     tiny.assert_idle()
-    yield before, tiny.metrics()
+    return before, tiny.metrics()
 
 
 def test_metrics_are_there_with_their_model(change: tuple[Metrics, Metrics]) -> None:
