@@ -81,13 +81,13 @@ class Worker:
     def describe(self) -> Description:
         """What this rank is."""
         config, layout = self.loaded.config, self.loaded.model.kv_layout
-        name = f"cuda:{self.device.index or 0} ({torch.cuda.get_device_name(self.device)})"
+        is_cuda = self.device.type == "cuda"
         return Description(
             fingerprint=self.loaded.fingerprint,
             architecture=config.architecture,
             dtype=str(self.loaded.dtype).removeprefix("torch."),
             kv_cache_dtype=str(layout.dtype).removeprefix("torch."),
-            device=name if self.device.type == "cuda" else "cpu",
+            device=f"{self.device} ({torch.cuda.get_device_name(self.device)})" if is_cuda else "cpu",
             rank=self.group.rank,
             world_size=self.group.world_size,
             vocab_size=config.vocab_size,
