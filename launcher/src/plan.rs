@@ -184,7 +184,8 @@ impl Plan<'_> {
             Device::Cpu { .. } => command.flag("--device", "cpu"),
             Device::Cuda { gpus } => {
                 command.flag("--device", "cuda");
-                command.set("CUDA_VISIBLE_DEVICES", gpus[rank as usize].clone());
+                // All of the replica's GPUs, in rank order: rank r computes on device r, and sees its peers' memory.
+                command.set("CUDA_VISIBLE_DEVICES", gpus.join(","));
             }
         }
         command.flag("--num-threads", self.placement.num_threads);
