@@ -1,0 +1,325 @@
+"""Reading models: what each format gives, and how each kind of damage reads."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from anaphora.errors import (
+    MissingTensorError,
+    ModelFileError,
+    TensorShapeError,
+    UnexpectedTensorError,
+    UnsupportedModelError,
+)
+from anaphora.gguf_file import GgufFile
+from anaphora.layers.rotary import FactorScaling, LinearScaling, Llama3Scaling
+from anaphora.loader import LoadedModel, load_model
+from anaphora.model_config import parse_hf_config
+from anaphora.parallel import ParallelGroup
+from paged_driver import Driver
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIG = LlamaConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    initializer_range=0.2,
+    attention_bias=True,
+    rope_parameters=LLAMA3,
+)
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A tiny Llama, as transformers saves it."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(CONFIG)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    path = tmp_path / "saved"
+    model.save_pretrained(path)
+    return path
+
+
+def load(path: Path, group: ParallelGroup | None = None, **options: str) -> LoadedModel:
+    return load_model(path, device=torch.device("cpu"), group=group or ParallelGroup(), **options)
+
+
+def edit_config(path: Path, **changes: object) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_tensors(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    file = path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    edit(tensors)
+    save_file(tensors, file)
+
+
+def write_gguf(saved: Path, path: Path) -> None:
+    """What llama.cpp's converter makes of a Llama: its names, its order of query and key rows, its rope factors."""
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(CONFIG.num_hidden_layers)
+    writer.add_context_length(CONFIG.max_position_embeddings)
+    writer.add_embedding_length(CONFIG.hidden_size)
+    writer.add_feed_forward_length(CONFIG.intermediate_size)
+    writer.add_head_count(CONFIG.num_attention_heads)
+    writer.add_head_count_kv(CONFIG.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(CONFIG.rms_norm_eps)
+    writer.add_rope_freq_base(LLAMA3["rope_theta"])
+    writer.add_rope_dimension_count(8)
+    writer.add_token_list([f"token {i}" for i in range(CONFIG.vocab_size)])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, CONFIG.num_hidden_layers)
+    for name, tensor in load_file(saved / "model.safetensors").items():
+        array = tensor.numpy()
+        for projection, heads in (("q_proj", 4), ("k_proj", 2)):
+            if projection in name:
+                array = array.reshape(heads, 2, 4, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(array))
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 64)
+    frequencies = 1.0 / LLAMA3["rope_theta"] ** (torch.arange(0, 8, 2) / 8)
+    writer.add_tensor("rope_freqs.weight", (frequencies / scaling.scale(frequencies)).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# === what is read ===
+
+
+def test_gguf_gives_the_model_that_was_converted(saved: Path, tmp_path: Path) -> None:
+    write_gguf(saved, tmp_path / "model.gguf")
+    ours, expected = load(tmp_path / "model.gguf"), load(saved)
+    assert isinstance(ours.config.rope_scaling, FactorScaling)
+    parts = expected.model.parts()
+    for name, part in ours.model.parts().items():
+        assert torch.equal(part.destination, parts[name].destination), name
+    prompt = list(range(90))
+    torch.testing.assert_close(
+        Driver(ours.model).prompt_logits(prompt, 32), Driver(expected.model).prompt_logits(prompt, 32)
+    )
+
+
+@pytest.mark.parametrize("kind", sorted(gguf.GGML_QUANT_SIZES, key=int))
+def test_every_quantised_type_is_read_as_the_gguf_package_reads_it(
+    kind: gguf.GGMLQuantizationType, tmp_path: Path
+) -> None:
+    block_elements, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.random.default_rng(0).integers(0, 60, size=(3, 2 * block_bytes), dtype=np.uint8)
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("words", ["a", "", "ü" * 40])
+    writer.add_array("numbers", [1, 2, 3])
+    writer.add_tensor("t", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GgufFile(path)
+    assert file.metadata == {"general.architecture": "llama", "words": None, "numbers": (1, 2, 3)}
+    assert file.tensors["t"].shape == (3, 2 * block_elements)
+    try:
+        expected = gguf.quants.dequantize(raw, kind)
+    except NotImplementedError:
+        with pytest.raises(ModelFileError, match=f"tensor t is {kind.name}, which cannot be read"):
+            file.read("t")
+    else:
+        assert np.array_equal(file.read("t").numpy(), expected, equal_nan=True)
+
+
+def test_random_weights_depend_on_names_alone_and_are_divided_like_any(saved: Path) -> None:
+    for weights in saved.glob("*.safetensors"):
+        weights.unlink()
+    whole, again = load(saved, load_format="dummy"), load(saved / "config.json", load_format="dummy")
+    halves = [load(saved, ParallelGroup(rank, 2), load_format="dummy") for rank in (0, 1)]
+    assert whole.fingerprint == again.fingerprint == halves[0].fingerprint == halves[1].fingerprint
+    for name, part in whole.model.parts().items():
+        assert torch.equal(part.destination, again.model.parts()[name].destination)
+        shares = [half.model.parts()[name].destination for half in halves]
+        divided = shares[0].shape != part.shape
+        joined = torch.cat(shares, halves[0].model.parts()[name].dim) if divided else shares[1]
+        assert torch.equal(joined.narrow(0, 0, part.shape[0]), part.destination), name
+    assert torch.isfinite(Driver(whole.model).prompt_logits([1, 2, 3], 2)).all()
+
+
+def test_dtype_and_progress(saved: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    loaded = load_model(
+        saved,
+        dtype="bfloat16",
+        device=torch.device("cpu"),
+        group=ParallelGroup(),
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    total = len(loaded.model.parts())
+    assert steps == [(done, total) for done in range(total + 1)]
+    assert {part.destination.dtype for part in loaded.model.parts().values()} == {torch.bfloat16}
+    exact = load(saved)
+    ours = Driver(loaded.model).prompt_logits(list(range(40)), 16)
+    torch.testing.assert_close(ours, Driver(exact.model).prompt_logits(list(range(40)), 16), rtol=0.1, atol=0.1)
+
+
+def test_the_fingerprint_changes_with_what_is_computed(saved: Path) -> None:
+    prints = [load(saved).fingerprint, load(saved, dtype="bfloat16").fingerprint]
+    assert load(saved).fingerprint == prints[0]
+    edit_tensors(saved, lambda tensors: tensors[NAME].mul_(2))
+    prints.append(load(saved).fingerprint)
+    edit_config(saved, rms_norm_eps=1e-3)
+    prints.append(load(saved).fingerprint)
+    assert len(set(prints)) == len(prints)
+
+
+# === damage ===
+
+
+def truncate(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def swap_shape(tensors: dict[str, Tensor]) -> None:
+    tensors[NAME] = tensors[NAME].T.contiguous()
+
+
+SAFETENSORS_DAMAGE: dict[str, tuple[Callable[[Path], object], type[ModelFileError], str]] = {
+    "missing tensor": (
+        lambda path: edit_tensors(path, lambda tensors: tensors.pop(NAME)),
+        MissingTensorError,
+        f"1 of 29 tensors are missing: {NAME}",
+    ),
+    "tensor too many": (
+        lambda path: edit_tensors(path, lambda tensors: tensors.update(surprise=torch.zeros(2))),
+        UnexpectedTensorError,
+        "no place for 1 tensors: surprise",
+    ),
+    "wrong shape": (
+        lambda path: edit_tensors(path, swap_shape),
+        TensorShapeError,
+        rf"model.safetensors: tensor {NAME} has shape \[32, 64\], but the configuration implies \[64, 32\]",
+    ),
+    "other sizes in the configuration": (
+        lambda path: edit_config(path, intermediate_size=48),
+        TensorShapeError,
+        r"has shape \[64, 32\], but the configuration implies \[48, 32\]",
+    ),
+    "more layers in the configuration": (
+        lambda path: edit_config(path, num_hidden_layers=3),
+        MissingTensorError,
+        r"13 of 42 tensors are missing: model.layers.2.* and 8 more",
+    ),
+    "truncated data": (lambda path: truncate(path / "model.safetensors", 9000), ModelFileError, "not a whole"),
+    "truncated header": (lambda path: truncate(path / "model.safetensors", 100), ModelFileError, "is truncated"),
+    "empty file": (lambda path: truncate(path / "model.safetensors", 0), ModelFileError, "not a safetensors file"),
+    "no file": (lambda path: (path / "model.safetensors").unlink(), ModelFileError, r"holds no \*.safetensors"),
+    "missing shard": (
+        lambda path: (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        ModelFileError,
+        "names 1 files that are missing: b.safetensors",
+    ),
+    "damaged index": (
+        lambda path: (path / "model.safetensors.index.json").write_text("{}"),
+        ModelFileError,
+        "index.json is damaged",
+    ),
+    "damaged configuration": (lambda path: truncate(path / "config.json", 50), ModelFileError, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", SAFETENSORS_DAMAGE)
+def test_damage_to_a_directory_is_named(saved: Path, damage: str) -> None:
+    inflict, error, message = SAFETENSORS_DAMAGE[damage]
+    inflict(saved)
+    with pytest.raises(ModelFileError, match=message) as raised:
+        load(saved)
+    assert raised.type is error
+
+
+def test_damage_to_a_gguf_file_is_named(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(saved, path)
+    whole = path.read_bytes()
+
+    def check(data: bytes, message: str) -> None:
+        path.write_bytes(data)
+        with pytest.raises(ModelFileError, match=message):
+            load(path)
+
+    check(whole[:-1000], "is truncated: tensor .* ends at byte")
+    check(whole[:200], "its header is damaged")
+    check(b"", "cannot be read")
+    check(b"PK" + whole[2:], "not a GGUF file: it starts with b'PKUF")
+    check(whole[:4] + b"\x01" + whole[5:], "GGUF version 1")
+    check(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"), f"missing: {NAME}")
+    check(whole.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0gemma"), "architecture 'gemma' is not supported")
+
+
+def test_a_path_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+# === config.json ===
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedModelError, "GPT2LMHeadModel is not supported"),
+        ({"architectures": None}, ModelFileError, "must name one architecture"),
+        ({"hidden_act": "gelu"}, UnsupportedModelError, "hidden_act = 'gelu'"),
+        ({"quantization_config": {"quant_method": "awq"}}, UnsupportedModelError, "quantization_config"),
+        ({"vocab_size": None}, ModelFileError, "lacks vocab_size"),
+        ({"vocab_size": "97"}, ModelFileError, "vocab_size is '97', expected int"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, UnsupportedModelError, "scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, ModelFileError, "lacks factor"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, UnsupportedModelError, "partial_rotary_factor"),
+        ({"torch_dtype": "int8"}, UnsupportedModelError, "dtype int8"),
+    ],
+)
+def test_a_configuration_that_cannot_be_served_is_refused(
+    saved: Path, change: dict[str, object], error: type[ModelFileError], message: str
+) -> None:
+    raw = json.loads((saved / "config.json").read_text())
+    raw.pop("dtype", None)
+    (saved / "config.json").write_text(json.dumps(raw | change))
+    with pytest.raises(ModelFileError, match=message) as raised:
+        load(saved)
+    assert raised.type is error
+
+
+def test_old_and_new_ways_to_write_rope() -> None:
+    sizes = CONFIG.to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    sizes.pop("rope_parameters")
+    llama3 = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    expected = Llama3Scaling(8.0, 1.0, 4.0, 64)
+    for raw, theta, scaling in [
+        ({}, 10000.0, None),
+        ({"rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
+        ({"rope_theta": 500000, "rope_scaling": llama3}, 5e5, expected),
+        ({"rope_parameters": llama3 | {"rope_theta": 5e5}}, 5e5, expected),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2}}, 1e4, LinearScaling(2.0)),
+    ]:
+        config = parse_hf_config(sizes | raw, "config.json")
+        assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
