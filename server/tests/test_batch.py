@@ -1,0 +1,138 @@
+"""From steps to tensors: where each token of a step goes, and where it comes from."""
+
+import numpy as np
+import torch
+from anaphora.batch import Batch, Slots
+from anaphora.wire import BlockTableDelta, Limits, Step
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from step_driver import u32
+
+LIMITS = Limits(block_size=4, max_rows=5, max_step_tokens=100, max_context=40)
+NUM_BLOCKS = 30
+VOCAB = 1000
+
+
+def make_slots() -> Slots:
+    """Every slot started, with a whole table: block j of slot i is 29 - (10 * i + j) % 30."""
+    slots = Slots(LIMITS, NUM_BLOCKS, VOCAB, torch.device("cpu"))
+    for slot in range(LIMITS.max_rows):
+        slots.start(slot, 0)
+    tables = [29 - (10 * slot + np.arange(10)) % 30 for slot in range(LIMITS.max_rows)]
+    slots.extend(tuple(BlockTableDelta(slot, 0, u32(table)) for slot, table in enumerate(tables)), 0)
+    return slots
+
+
+def make_step(rows: list[tuple[int, int, list[int] | None, bool]]) -> Step:
+    """Rows of (slot, position, tokens or None to continue, sample)."""
+    return Step(
+        id=1,
+        slots=u32([row[0] for row in rows]),
+        positions=u32([row[1] for row in rows]),
+        num_tokens=u32([1 if row[2] is None else len(row[2]) for row in rows]),
+        samples=np.array([row[3] for row in rows]),
+        has_tokens=np.array([row[2] is not None for row in rows]),
+        tokens=u32([token for row in rows for token in row[2] or []]),
+    )
+
+
+def sample_everywhere(slots: Slots) -> None:
+    """Lets slot i have sampled token 100 + i."""
+    batch = slots.gather(make_step([(slot, 0, [1], True) for slot in range(LIMITS.max_rows)]))
+    slots.remember(batch, torch.arange(100, 100 + LIMITS.max_rows))
+
+
+def test_the_picture_of_the_module() -> None:
+    slots = make_slots()
+    sample_everywhere(slots)
+    batch = slots.gather(make_step([(2, 8, [11, 12, 13, 14], False), (0, 5, None, True), (4, 0, [21, 22, 23], True)]))
+    assert batch.token_ids.tolist() == [11, 12, 13, 14, 100, 21, 22, 23]
+    assert batch.positions.tolist() == [8, 9, 10, 11, 5, 0, 1, 2]
+    attention = batch.context.attention
+    assert attention.query_starts.tolist() == [0, 4, 5, 8]
+    assert attention.context_lengths.tolist() == [12, 6, 3]
+    assert attention.host_query_lengths == (4, 1, 3)
+    assert attention.host_context_lengths == (12, 6, 3)
+    assert (attention.num_queries, attention.max_query_length, attention.max_context_length) == (8, 4, 12)
+    assert attention.block_tables.tolist() == [[9, 8, 7], [29, 28, 27], [19, 18, 17]]
+    assert batch.context.kv_indices.tolist() == [28, 29, 30, 31, 28 * 4 + 1, 76, 77, 78]
+    assert batch.sample_indices is not None
+    assert batch.sample_indices.tolist() == [4, 7]
+    assert batch.sample_slots.tolist() == batch.device_sample_slots.tolist() == [0, 4]
+
+
+def test_a_pure_decode_samples_all_of_its_tokens() -> None:
+    slots = make_slots()
+    sample_everywhere(slots)
+    batch = slots.gather(make_step([(3, 1, None, True), (1, 1, None, True)]))
+    assert batch.sample_indices is None
+    assert batch.token_ids.tolist() == [103, 101]
+    slots.remember(batch, torch.tensor([7, 8]))
+    assert slots.last_tokens.tolist() == [100, 8, 102, 7, 104]
+
+
+def test_deltas_extend_and_replace() -> None:
+    slots = make_slots()
+    slots.start(1, 2)
+    slots.extend(
+        (BlockTableDelta(1, 0, u32([3, 4])), BlockTableDelta(1, 2, u32([5])), BlockTableDelta(1, 1, u32([6]))), 2
+    )
+    batch = slots.gather(make_step([(1, 11, [1], True)]))
+    assert batch.context.attention.block_tables.tolist() == [[3, 6, 5]]
+
+
+@st.composite
+def rows_of_steps(draw: st.DrawFn) -> list[tuple[int, int, list[int] | None, bool]]:
+    chosen = draw(st.lists(st.integers(0, LIMITS.max_rows - 1), min_size=1, unique=True))
+    rows = []
+    for slot in chosen:
+        tokens = draw(st.none() | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12))
+        position = draw(st.integers(0, LIMITS.max_context - len(tokens or [0])))
+        rows.append((slot, position, tokens, draw(st.booleans())))
+    return rows
+
+
+def naive(rows: list[tuple[int, int, list[int] | None, bool]]) -> dict[str, list[int]]:
+    """Row by row and token by token."""
+    expected: dict[str, list[int]] = {name: [] for name in ("tokens", "positions", "indices", "sampled")}
+    for slot, position, tokens, samples in rows:
+        for offset, token in enumerate([100 + slot] if tokens is None else tokens):
+            block = 29 - (10 * slot + (position + offset) // 4) % 30
+            expected["tokens"].append(token)
+            expected["positions"].append(position + offset)
+            expected["indices"].append(block * 4 + (position + offset) % 4)
+        if samples:
+            expected["sampled"].append(len(expected["tokens"]) - 1)
+    return expected
+
+
+@settings(deadline=None)
+@given(rows_of_steps())
+def test_any_rows(rows: list[tuple[int, int, list[int] | None, bool]]) -> None:
+    slots = make_slots()
+    sample_everywhere(slots)
+    check(slots.gather(make_step(rows)), naive(rows))
+
+
+def check(batch: Batch, expected: dict[str, list[int]]) -> None:
+    assert batch.token_ids.tolist() == expected["tokens"]
+    assert batch.positions.tolist() == expected["positions"]
+    assert batch.context.kv_indices.tolist() == expected["indices"]
+    sampled = range(len(expected["tokens"])) if batch.sample_indices is None else batch.sample_indices.tolist()
+    assert list(sampled) == expected["sampled"]
+
+
+def test_device_tables_follow_the_deltas() -> None:
+    """The upload that a GPU needs, on the CPU: the same tables as the host's."""
+    slots = make_slots()
+    slots.block_tables = torch.zeros_like(slots.block_tables)
+    deltas = (
+        BlockTableDelta(3, 0, u32([1, 2, 3])),
+        BlockTableDelta(0, 4, u32([9])),
+        BlockTableDelta(3, 3, u32([7, 8])),
+    )
+    slots.extend(deltas, 1)
+    slots._upload_deltas(deltas)
+    assert slots.block_tables[3].tolist() == [1, 2, 3, 7, 8, 0, 0, 0, 0, 0]
+    assert slots.block_tables[0].tolist() == [0, 0, 0, 0, 9, 0, 0, 0, 0, 0]
+    assert slots.gather(make_step([(3, 19, [1], True)])).context.kv_indices.tolist() == [8 * 4 + 3]
