@@ -287,6 +287,12 @@ impl KvCache {
             && self.num_free() + self.num_cached() + self.num_held() == self.num_total()
     }
 
+    /// What the cache is made of.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn parts(&self) -> (&BlockPool, &PrefixIndex) {
+        (&self.pool, &self.index)
+    }
+
     // === Helpers ===
 
     fn find(&self, namespace: &Namespace, tokens: &[TokenId]) -> crate::radix::Match {

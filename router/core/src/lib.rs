@@ -86,7 +86,7 @@
 //! # The files, bottom up
 //! [`ids`], [`request`], [`plan`]: plain data. [`blocks`]: who owns a block. [`radix`]: which tokens are in which blocks.
 //! [`cache`]: the two together. [`policy`]: who is first, who is last, who gets how much. `sequence`: the life of one
-//! sequence. [`scheduler`]: the four verbs. `testing` (feature): the invariants as code, and a shard that checks them.
+//! sequence. [`scheduler`]: the four verbs. `testing` (feature): a shard that checks what it is told, and strategies.
 #![forbid(unsafe_code)]
 
 pub mod blocks;
@@ -98,6 +98,8 @@ pub mod radix;
 pub mod request;
 pub mod scheduler;
 mod sequence;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use self::{
     ids::{BlockId, SequenceId, Slot, StepId, Tick, TokenId},

@@ -29,9 +29,17 @@ impl Rank {
 /// The most that [`min_chunk_tokens`] asks for.
 const MAX_MIN_CHUNK_TOKENS: u32 = 64;
 
-/// How far ahead admission leaves room for every running sequence to grow, in tokens. A smaller figure fills the pool
-/// better and preempts more.
+/// How far ahead admission leaves room for a running sequence to grow, in tokens. Less fills the pool better and preempts
+/// more.
 pub const GROWTH_TOKENS: u32 = 128;
+
+/// The blocks that admission leaves to the running sequences, which want to grow by `num_wanted` blocks soon (each by
+/// [`GROWTH_TOKENS`], or as far as it can): what they want, but no more than half of the pool. Most sequences end before
+/// they are as long as they may be, so in a small pool it is better to preempt now and then than to leave it empty.
+#[must_use]
+pub fn growth_room(num_wanted: u32, num_total_blocks: u32) -> u32 {
+    num_wanted.min(num_total_blocks / 2)
+}
 
 /// The fewest tokens of a prefill that are worth a row in a step of `max_step_tokens`, unless fewer remain. At least four
 /// prefills can share a step.

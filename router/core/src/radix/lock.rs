@@ -105,7 +105,7 @@ impl PrefixIndex {
     }
 
     /// The blocks from the root to the end of `end`, in order.
-    fn path_blocks(&self, end: Option<NodeId>, num_blocks: usize) -> Vec<BlockId> {
+    pub(super) fn path_blocks(&self, end: Option<NodeId>, num_blocks: usize) -> Vec<BlockId> {
         let mut path = Vec::new();
         let mut at = end;
         while let Some(id) = at {

@@ -21,6 +21,8 @@
 //! Must hold: every block of the index stands in one node; a node's run differs from its siblings' in the first block;
 //! `num_locked` counts the blocks of nodes with `num_locks > 0`; the evictable set is exactly the unlocked leaves.
 
+#[cfg(any(test, feature = "testing"))]
+mod check;
 mod evict;
 mod lock;
 mod node;

@@ -5,15 +5,15 @@
 //! takes the blocks when they are ready. Neither is looked at in full again until what it waits for may have happened, so a
 //! step costs nothing per token of a waiting prompt.
 //!
-//! Admission leaves room for every running sequence to grow by [`GROWTH_TOKENS`](crate::policy::GROWTH_TOKENS), or as far
-//! as it can: otherwise the pool would be full of sequences that preempt each other.
+//! Admission leaves room for the running sequences to grow (see [`growth_room`]): otherwise the pool would be full of
+//! sequences that preempt each other.
 
 use std::ops::Bound;
 
 use super::{Place, Scheduler};
 use crate::{
     cache::Shortage,
-    policy::Rank,
+    policy::{Rank, growth_room},
     radix::common_prefix,
     sequence::{Phase, Sequence, Wait},
 };
@@ -33,11 +33,11 @@ impl Scheduler {
         if self.waiting.is_empty() || self.vacant_slots.is_empty() {
             return;
         }
-        let mut room = 0;
+        let mut growth = 0;
         let mut num_promised = 0;
         for &slot in self.running.values() {
             let Some(sequence) = &self.slots[slot.0 as usize] else { continue };
-            room += self.growth(sequence, sequence.table.blocks().len());
+            growth += self.growth(sequence, sequence.table.blocks().len());
             if sequence.phase == Phase::Prefilling {
                 num_promised += sequence.num_left_to_prefill().min(self.min_chunk_tokens);
             }
@@ -52,7 +52,7 @@ impl Scheduler {
             if num_promised > 0 && num_promised + chunk > budget {
                 return;
             }
-            match self.consider(rank, &mut room) {
+            match self.consider(rank, &mut growth) {
                 Verdict::Admitted => num_promised += chunk,
                 Verdict::Passes => {}
                 Verdict::Blocks => return,
@@ -60,24 +60,26 @@ impl Scheduler {
         }
     }
 
-    /// Admits the waiting sequence at `rank` if it should and can run. `room` is how many blocks must be left for others.
-    fn consider(&mut self, rank: Rank, room: &mut u32) -> Verdict {
+    /// Admits the waiting sequence at `rank` if it should and can run. `growth` is how many blocks the running sequences want.
+    fn consider(&mut self, rank: Rank, growth: &mut u32) -> Verdict {
         let sequence = &self.waiting[&rank];
         let num_blocks = sequence.tokens.len().div_ceil(self.config.block_size as usize);
-        let room_with_it = *room + self.growth(sequence, num_blocks);
+        let growth_with_it = *growth + self.growth(sequence, num_blocks);
+        let room = growth_room(growth_with_it, self.config.num_blocks);
         match sequence.wait {
             Wait::Turn => {}
             Wait::Prefill { .. } if self.is_worth_waiting(sequence) => return Verdict::Passes,
             Wait::Prefill { .. } => {}
-            Wait::Blocks(num) if num + room_with_it > self.cache.num_available() => return Verdict::Blocks,
+            Wait::Blocks(num) if num + room > self.cache.num_available() => return Verdict::Blocks,
             Wait::Blocks(_) => {}
         }
         if let Some(wait) = self.prefill_to_wait_for(sequence) {
             self.waiting_at(rank).wait = wait;
+            self.counters.prefix_waits += 1;
             return Verdict::Passes;
         }
         let sequence = &self.waiting[&rank];
-        match self.cache.reserve(&sequence.namespace, &sequence.tokens, room_with_it) {
+        match self.cache.reserve(&sequence.namespace, &sequence.tokens, room) {
             Err(Shortage { num_needed }) => {
                 self.waiting_at(rank).wait = Wait::Blocks(num_needed);
                 Verdict::Blocks
@@ -90,7 +92,7 @@ impl Scheduler {
                 sequence.table = reservation.table;
                 sequence.copy = reservation.copy;
                 self.run(sequence);
-                *room = room_with_it;
+                *growth = growth_with_it;
                 Verdict::Admitted
             }
         }

@@ -135,6 +135,8 @@ pub struct Stats {
     pub prefix_hit_tokens: u64,
     /// Counter: prompt tokens that had to be computed.
     pub prefix_miss_tokens: u64,
+    /// Counter: how often a waiting sequence let another one compute what they share.
+    pub prefix_waits: u64,
     /// Counter: tokens computed a second time after a preemption.
     pub recomputed_tokens: u64,
     /// Counter: tokens generated.
