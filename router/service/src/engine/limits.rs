@@ -100,34 +100,39 @@ fn clamp(retry_after: Duration) -> Duration {
     retry_after.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
 }
 
-/// Exponentially weighted mean of the time between sequences' ends.
+/// How fast sequences end while there are any: busy time over ends, both with the past fading at each end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct EndRate {
-    last_us: Option<u64>,
-    mean_us: f64,
+    /// The last end, or the first submission after an idle time.
+    since_us: Option<u64>,
+    busy_us: f64,
+    num_ended: f64,
 }
 
+/// What is left of the past after an end: the last ten count for two thirds.
+const FADING: f64 = 0.9;
+
 impl EndRate {
-    /// `num_ended` sequences ended at `now_us`.
-    pub(super) fn record(&mut self, num_ended: usize, now_us: u64) {
+    /// A sequence was submitted: idle time ends.
+    pub(super) fn submitted(&mut self, now_us: u64) {
+        self.since_us.get_or_insert(now_us);
+    }
+
+    /// `num_ended` sequences ended at `now_us`; `is_idle` if they were the last.
+    pub(super) fn ended(&mut self, num_ended: usize, now_us: u64, is_idle: bool) {
         if num_ended == 0 {
             return;
         }
-        if let Some(last_us) = self.last_us {
-            let interval = now_us.saturating_sub(last_us) as f64 / num_ended as f64;
-            // The weight of the past falls to a third over eight ends.
-            let weight = 1.0 - 0.875_f64.powi(i32::try_from(num_ended).unwrap_or(i32::MAX));
-            self.mean_us = if self.mean_us == 0.0 {
-                interval
-            } else {
-                self.mean_us + weight * (interval - self.mean_us)
-            };
-        }
-        self.last_us = Some(now_us);
+        let elapsed_us = self.since_us.map_or(0, |since_us| now_us.saturating_sub(since_us));
+        let faded = FADING.powi(i32::try_from(num_ended).unwrap_or(i32::MAX));
+        self.busy_us = self.busy_us * faded + elapsed_us as f64;
+        self.num_ended = self.num_ended * faded + num_ended as f64;
+        self.since_us = (!is_idle).then_some(now_us);
     }
 
+    /// The mean time between two ends; zero before there was one.
     pub(super) fn interval(&self) -> Duration {
-        Duration::from_micros(self.mean_us as u64)
+        Duration::from_micros((self.busy_us / self.num_ended.max(1.0)) as u64)
     }
 }
 
@@ -159,15 +164,30 @@ mod tests {
     }
 
     #[test]
-    fn the_end_rate_converges() {
+    fn the_end_rate_is_that_of_busy_time() {
         let mut rate = EndRate::default();
-        for step in 0..100 {
-            rate.record(2, step * 1_000_000);
+        let check = |rate: &EndRate, expect_s: f64| {
+            let seconds = rate.interval().as_secs_f64();
+            assert!((seconds / expect_s - 1.0).abs() < 0.2, "{seconds} s, not {expect_s} s");
+        };
+        // Two at a time or one by one, it is the same rate.
+        rate.submitted(0);
+        for step in 1..100 {
+            rate.ended(2, step * 1_000_000, false);
         }
-        assert_eq!(rate.interval(), Duration::from_millis(500));
-        for step in 100..200 {
-            rate.record(1, step * 1_000_000);
+        check(&rate, 0.5);
+        for step in 200..400 {
+            rate.ended(1, step * 500_000, false);
         }
-        assert!((rate.interval().as_secs_f64() - 1.0).abs() < 0.01);
+        check(&rate, 0.5);
+        // A quiet night does not count.
+        rate.ended(1, 200_000_000, true);
+        rate.submitted(50_000_000_000);
+        rate.ended(1, 50_000_500_000, false);
+        check(&rate, 0.5);
+        for step in 1..100 {
+            rate.ended(1, 50_000_500_000 + step * 2_000_000, false);
+        }
+        check(&rate, 2.0);
     }
 }

@@ -42,6 +42,8 @@ pub(super) struct Session {
     live: Live,
     in_flight: VecDeque<InFlight>,
     last_answer: Instant,
+    /// Something happened since the figures were published.
+    is_stale: bool,
 }
 
 /// A step that is not answered yet.
@@ -59,15 +61,11 @@ impl Context {
         Tick(self.origin.elapsed().as_micros() as u64)
     }
 
-    /// Makes the scheduler's counts known; once per step.
+    /// Makes the scheduler's figures known.
     pub(super) fn publish(&mut self, stats: Stats) {
         self.metrics.publish(&stats, self.config.block_size);
         self.shared.admission.set_rate(self.rate.interval(), stats.waiting as usize);
         *self.shared.stats.lock().expect("nothing panics while it holds this lock. This is a bug.") = stats;
-    }
-
-    fn ended(&mut self, num_ended: usize, now: Tick) {
-        self.rate.record(num_ended, now.0);
     }
 }
 
@@ -76,8 +74,8 @@ impl Context {
 impl Session {
     pub(super) fn new(scheduler: Scheduler, context: &mut Context) -> Self {
         context.metrics.scheduler_reset();
-        context.publish(scheduler.stats());
-        Self { scheduler, live: Live::default(), in_flight: VecDeque::new(), last_answer: Instant::now() }
+        let (live, in_flight) = (Live::default(), VecDeque::new());
+        Self { scheduler, live, in_flight, last_answer: Instant::now(), is_stale: true }
     }
 
     /// Whether nothing is left to do for anybody.
@@ -91,12 +89,14 @@ impl Session {
     }
 
     /// Takes a sequence, or says why not.
-    pub(super) fn submit(&mut self, submission: Submission, context: &Context) {
+    pub(super) fn submit(&mut self, submission: Submission, context: &mut Context) {
+        self.is_stale = true;
         let Submission { request, permit, trace, reply } = submission;
         let now = context.now();
         let answer = match self.scheduler.submit(request, now) {
             Err(rejection) => Err(EngineError::Rejected(rejection)),
             Ok(sequence) => {
+                context.rate.submitted(now.0);
                 let (sender, updates) = mpsc::channel(context.config.updates_per_client + 1);
                 self.live.insert(sequence, Entry::new(sender, permit, now.0, trace));
                 Ok(Generation { sequence, updates, commands: context.shared.commands.clone(), ended: false })
@@ -109,9 +109,10 @@ impl Session {
     /// The sequence's client went away.
     pub(super) fn cancel(&mut self, id: SequenceId, context: &mut Context) {
         if self.live.dropped(id) {
+            self.is_stale = true;
             self.scheduler.cancel(id);
             context.metrics.ended.cancelled.increment(1);
-            context.ended(1, context.now());
+            context.rate.ended(1, context.now().0, self.live.is_empty());
         }
     }
 
@@ -146,15 +147,19 @@ impl Session {
             num_ended += self.deliver(event, now, &context.metrics);
         }
         self.live.flush(&context.metrics);
-        context.ended(num_ended, now);
-        let stats = self.scheduler.stats();
-        debug_assert_eq!(
-            stats.free_blocks + stats.cached_blocks + stats.held_blocks,
-            stats.total_blocks,
-            "every block is free, cached or held"
-        );
-        context.publish(stats);
+        context.rate.ended(num_ended, now.0, self.live.is_empty());
+        self.is_stale = true;
         Ok(())
+    }
+
+    /// Makes known what happened since the last time; once per step, or per batch of commands.
+    pub(super) fn publish(&mut self, context: &mut Context) {
+        if std::mem::take(&mut self.is_stale) {
+            let stats = self.scheduler.stats();
+            let num_blocks = stats.free_blocks + stats.cached_blocks + stats.held_blocks;
+            debug_assert_eq!(num_blocks, stats.total_blocks, "every block is free, cached or held");
+            context.publish(stats);
+        }
     }
 
     /// The shard is gone, or the process is going: every sequence ends.

@@ -128,6 +128,7 @@ impl<S: Shard> Task<S> {
             if let Err(error) = session.fill(&mut self.shard, &self.context) {
                 return End::Lost(error);
             }
+            session.publish(&mut self.context);
             let deadline = session.deadline(self.context.config.step_timeout);
             tokio::select! {
                 biased;
@@ -157,6 +158,7 @@ impl<S: Shard> Task<S> {
         context.shared.admission.set_ready_in(expected);
         let retry_after = context.shared.admission.until_ready();
         session.fail_all(&EngineError::ShardLost { retry_after }, context);
+        context.metrics.scheduler_reset();
         context.publish(Stats::default());
         match end {
             End::Lost(error) => {
