@@ -112,11 +112,11 @@ impl Shard for FakeShard {
         Ok(num_blocks)
     }
 
-    fn send(&mut self, plan: &StepPlan, _traceparent: &str) -> Result<(), ShardError> {
+    fn send(&mut self, plan: &StepPlan, traceparent: &str) -> Result<(), ShardError> {
         let protocol = |reason| ShardError::Protocol { rank: 0, reason };
         let memory = self.memory.as_mut().ok_or_else(|| protocol("a step before Configure".to_owned()))?;
         let output = memory.execute(plan).map_err(protocol)?;
-        self.control.saw(plan, memory.occupied());
+        self.control.saw(plan, traceparent, memory.occupied());
         let start = self.due.back().map_or_else(Instant::now, |(due, _)| (*due).max(Instant::now()));
         self.due.push_back((start + self.options.step, output));
         Ok(())

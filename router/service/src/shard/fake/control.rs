@@ -20,7 +20,7 @@ struct State {
     num_blocks: Option<u32>,
     num_steps: u64,
     occupied: Vec<Slot>,
-    plans: Option<Vec<StepPlan>>,
+    plans: Option<Vec<(StepPlan, String)>>,
 }
 
 /// What becomes of the shard.
@@ -73,7 +73,7 @@ impl FakeControl {
         self.lock().occupied.clone()
     }
 
-    /// Keeps every plan from now on, for [`plans`](Self::plans).
+    /// Keeps every plan and its trace context from now on, for [`plans`](Self::plans) and [`traceparents`](Self::traceparents).
     pub fn record(&self) {
         self.lock().plans = Some(Vec::new());
     }
@@ -81,7 +81,13 @@ impl FakeControl {
     /// The plans since [`record`](Self::record).
     #[must_use]
     pub fn plans(&self) -> Vec<StepPlan> {
-        self.lock().plans.clone().unwrap_or_default()
+        self.lock().plans.iter().flatten().map(|(plan, _)| plan.clone()).collect()
+    }
+
+    /// The trace contexts of the plans since [`record`](Self::record).
+    #[must_use]
+    pub fn traceparents(&self) -> Vec<String> {
+        self.lock().plans.iter().flatten().map(|(_, traceparent)| traceparent.clone()).collect()
     }
 
     pub(super) fn fate(&self) -> Fate {
@@ -97,13 +103,13 @@ impl FakeControl {
         Arc::clone(&self.changed).notified_owned()
     }
 
-    pub(super) fn saw(&self, plan: &StepPlan, occupied: impl Iterator<Item = Slot>) {
+    pub(super) fn saw(&self, plan: &StepPlan, traceparent: &str, occupied: impl Iterator<Item = Slot>) {
         let mut state = self.lock();
         state.num_steps += 1;
         state.occupied.clear();
         state.occupied.extend(occupied);
         if let Some(plans) = &mut state.plans {
-            plans.push(plan.clone());
+            plans.push((plan.clone(), traceparent.to_owned()));
         }
     }
 
