@@ -115,6 +115,11 @@ pub(super) fn decode<T: Body>(bytes: &[u8]) -> Result<T, JsonError> {
         ))
     })?;
     check_depth(text)?;
+    // serde would take an array for a struct, field by field.
+    if text.trim_ascii_start().starts_with('[') {
+        let message = "expected a JSON object, not an array".to_owned();
+        return Err(JsonError { kind: JsonErrorKind::Schema, path: None, message });
+    }
     T::from_json(text)
 }
 
@@ -122,13 +127,13 @@ pub(super) fn decode<T: Body>(bytes: &[u8]) -> Result<T, JsonError> {
 
 /// What is wrong with a body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{message}", .path.as_ref().map(|path| format!("{path}: ")).unwrap_or_default())]
+#[error("{message}")]
 pub struct JsonError {
     /// Not JSON at all, or JSON of another form.
     pub kind: JsonErrorKind,
     /// Where, as in `messages[0].role`; `None` at the top.
     pub path: Option<String>,
-    /// What.
+    /// What, with where.
     pub message: String,
 }
 
@@ -204,12 +209,24 @@ fn parse_common(text: &str, table: &[Field]) -> Result<CommonRequest, JsonError>
 /// Parses `text`; errors have a path.
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        json_error(error.inner(), (path != ".").then_some(path))
-    })?;
+    let value = serde_path_to_error::deserialize(&mut deserializer)
+        .map_err(|error| json_error(error.inner(), path_of(error.path())))?;
     deserializer.end().map_err(|error| json_error(&error, None))?;
     Ok(value)
+}
+
+/// `None` at the top, or if not even the first key was read.
+fn path_of(path: &serde_path_to_error::Path) -> Option<String> {
+    let known = path.iter().take_while(|segment| !matches!(segment, serde_path_to_error::Segment::Unknown));
+    let mut text = String::new();
+    for segment in known {
+        match segment {
+            serde_path_to_error::Segment::Seq { index } => text.push_str(&format!("[{index}]")),
+            other if text.is_empty() => text = other.to_string(),
+            other => text.push_str(&format!(".{other}")),
+        }
+    }
+    (!text.is_empty()).then_some(text)
 }
 
 fn json_error(error: &serde_json::Error, path: Option<String>) -> JsonError {
@@ -217,7 +234,8 @@ fn json_error(error: &serde_json::Error, path: Option<String>) -> JsonError {
         serde_json::error::Category::Data => JsonErrorKind::Schema,
         _ => JsonErrorKind::Syntax,
     };
-    JsonError { kind, path, message: error.to_string() }
+    let message = path.as_ref().map_or_else(|| error.to_string(), |path| format!("{path}: {error}"));
+    JsonError { kind, path, message }
 }
 
 /// The keys of a JSON object with the texts of their values, in order; none is there twice.
@@ -324,14 +342,14 @@ mod tests {
         check::<ChatRequest>(
             br#"{"messages":[],"n":1,"n":1}"#,
             Schema,
-            "n: duplicate field `n` at line 1 column 24",
+            "duplicate field `n` at line 1 column 24",
         );
         check::<ChatRequest>(br#"{"messages":[]} x"#, Syntax, "trailing characters at line 1 column 17");
-        check::<ChatRequest>(br#"{"messages":[],"foo":1}"#, UnknownField, "foo: unknown parameter: `foo`");
+        check::<ChatRequest>(br#"{"messages":[],"foo":1}"#, UnknownField, "unknown parameter: `foo`");
         check::<ChatRequest>(
             br#"{"messages":[],"tools":[1]}"#,
             UnsupportedField,
-            "tools: `tools` is not supported: tool calling is not supported yet",
+            "`tools` is not supported: tool calling is not supported yet",
         );
     }
 
