@@ -14,12 +14,14 @@
 //! What must hold: a child is spawned only when all members of its unit are dead; nothing is spawned once stopping has
 //! begun; `Finish` comes once, when nobody is alive.
 
-use std::collections::VecDeque;
+mod unit;
+
 use std::time::Duration;
 
 use crate::child::{ChildId, Event};
 use crate::error::Exit;
 use crate::process::{Cause, Death};
+use unit::{Unit, UnitState};
 
 /// The numbers of supervision.
 #[derive(Debug, Clone)]
@@ -96,33 +98,6 @@ enum Phase {
     /// Everyone has been killed.
     Killed,
     Finished,
-}
-
-/// Processes that are restarted together.
-#[derive(Debug)]
-struct Unit {
-    name: &'static str,
-    members: Vec<Member>,
-    /// When its members died, as far back as the budget looks; a unit's simultaneous deaths count once.
-    deaths: VecDeque<Duration>,
-    num_restarts: u32,
-    state: UnitState,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum UnitState {
-    Up,
-    /// A member has died; the others have been killed and are waited for. Then it pauses until `restart_at`.
-    Down {
-        restart_at: Duration,
-    },
-}
-
-#[derive(Debug)]
-struct Member {
-    id: ChildId,
-    alive: bool,
-    listening: bool,
 }
 
 // === impl Supervisor ===
@@ -283,7 +258,13 @@ impl Supervisor {
                     .chain(self.router.kill())
                     .collect()
             }
-            Phase::Ending { until } if until <= now => self.kill_all(),
+            Phase::Ending { until } if until <= now => {
+                let late =
+                    self.alive().map(|child| Action::Log(format!("{child} did not end in time: killing it")));
+                let mut actions: Vec<_> = late.collect();
+                actions.extend(self.kill_all());
+                actions
+            }
             _ => Vec::new(),
         }
     }
@@ -338,66 +319,6 @@ impl Policy {
     fn backoff(&self, recent: usize) -> Duration {
         let doublings = u32::try_from(recent.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
         self.first_backoff.saturating_mul(1 << doublings).min(self.longest_backoff)
-    }
-}
-
-// === impl Unit ===
-
-impl Unit {
-    fn new(name: &'static str, ids: Vec<ChildId>) -> Self {
-        let members = ids.into_iter().map(|id| Member { id, alive: false, listening: false }).collect();
-        Self { name, members, deaths: VecDeque::new(), num_restarts: 0, state: UnitState::Up }
-    }
-
-    fn alive(&self) -> bool {
-        self.members.iter().any(|member| member.alive)
-    }
-
-    fn spawn(&mut self) -> Vec<Action> {
-        self.state = UnitState::Up;
-        let restart = self.num_restarts;
-        let spawn = |member: &mut Member| {
-            (member.alive, member.listening) = (true, false);
-            Action::Spawn { child: member.id, restart }
-        };
-        self.members.iter_mut().map(spawn).collect()
-    }
-
-    fn respawn(&mut self) -> Vec<Action> {
-        self.num_restarts += 1;
-        self.spawn()
-    }
-
-    fn kill(&self) -> Vec<Action> {
-        self.members.iter().filter(|member| member.alive).map(|member| Action::Kill(member.id)).collect()
-    }
-
-    /// When it is to be started again: not before all its members are dead.
-    fn due(&self) -> Option<Duration> {
-        match self.state {
-            UnitState::Down { restart_at } if !self.alive() => Some(restart_at),
-            _ => None,
-        }
-    }
-
-    fn bury(&mut self, child: ChildId) {
-        for member in self.members.iter_mut().filter(|member| member.id == child) {
-            (member.alive, member.listening) = (false, false);
-        }
-    }
-
-    fn listening(&mut self, child: ChildId) {
-        self.members
-            .iter_mut()
-            .filter(|member| member.id == child)
-            .for_each(|member| member.listening = true);
-    }
-
-    fn remember(&mut self, now: Duration, window: Duration) {
-        self.deaths.push_back(now);
-        while self.deaths.front().is_some_and(|death| *death + window < now) {
-            self.deaths.pop_front();
-        }
     }
 }
 

@@ -1,3 +1,4 @@
+use super::args::Dtype;
 use super::*;
 
 fn line(args: &[&str]) -> Vec<OsString> {

@@ -188,7 +188,7 @@ fn who_does_not_stop_in_time_is_killed() {
     scene.input(Input::Stop);
     assert_eq!(scene.wake(), "[the router did not stop in time], kill router");
     assert_eq!(scene.dies(Router, KILLED), "term shard-0");
-    assert_eq!(scene.wake(), "kill shard-0");
+    assert_eq!(scene.wake(), "[shard-0 did not end in time], kill shard-0");
     assert_eq!(scene.dies(SHARD, KILLED), "finish 1 the router did not stop cleanly (killed by SIGKILL)");
 }
 
