@@ -9,9 +9,9 @@
     MLP         silu_mul(gate_up)                                                     -> [T, intermediate]
     sampling    sampling(logits, metadata)                                            -> Samples of [R]
 
-T is the number of tokens of a step, all rows together. Shapes, contract and layout stand in each op's folder, beside its `reference.py`, which is
-the specification in plain torch; `registry.py` says which implementation runs where. Every op takes `implementation=` to name one.
-This package depends on torch alone and never imports `anaphora`.
+T is the number of tokens of a step, all rows together. Shapes, contract and layout stand in each op's folder, beside
+its `reference.py`, which is the specification in plain torch; `registry.py` says which implementation runs where.
+Every op takes `implementation=` to name one. This package depends on torch alone and never imports `anaphora`.
 """
 
 from anaphora_kernels.copy_blocks import copy_blocks

@@ -20,7 +20,7 @@ def implementations(op: str, device_type: str = "cpu") -> list[tuple[str, torch.
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal in shape and dtype, and in value within the tolerance of the dtype; an AssertionError reports the largest difference."""
+    """Equal in shape and dtype, and in value within the dtype's tolerance; the error reports the largest difference."""
     tolerance = TOLERANCES[expected.dtype]
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise AssertionError(f"{actual.shape} {actual.dtype}, expected {expected.shape} {expected.dtype}")

@@ -1,4 +1,4 @@
-"""Every implementation of paged_attention against a dense softmax written here, over shapes that have been awkward somewhere."""
+"""Every implementation of paged_attention against a dense softmax written here, over awkward shapes."""
 
 from dataclasses import dataclass
 
@@ -69,8 +69,7 @@ def check(
 
     shape = (num_blocks, block_size, heads.num_kv_heads, heads.head_dim)
     key_cache, value_cache = torch.full((2, *shape), float("nan"), dtype=dtype)
-    keys = [normal(context, heads.num_kv_heads, heads.head_dim) for context in contexts]
-    values = [normal(context, heads.num_kv_heads, heads.head_dim) for context in contexts]
+    keys, values = ([normal(context, heads.num_kv_heads, heads.head_dim) for context in contexts] for _ in range(2))
     token_rows = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(contexts))
     positions = torch.cat([torch.arange(context) for context in contexts])
     cells = kv_indices(tables, token_rows, positions, block_size)
@@ -81,10 +80,12 @@ def check(
     scale = heads.head_dim**-0.5
     metadata = AttentionMetadata.build(tables, queries, contexts)
     arguments = {"sliding_window": sliding_window, "soft_cap": soft_cap, "sinks": sink}
-    expected = torch.cat([
-        dense(query_row, *history, scale, **arguments)
-        for query_row, *history in zip(query.split(queries), keys, values, strict=True)
-    ])
+    expected = torch.cat(
+        [
+            dense(query_row, *history, scale, **arguments)
+            for query_row, *history in zip(query.split(queries), keys, values, strict=True)
+        ]
+    )
     for _ in range(2):  # the second time with what the first has planned
         actual = paged_attention(
             query, key_cache, value_cache, metadata, scale, implementation=implementation, **arguments

@@ -1,4 +1,4 @@
-"""What every layer of a forward pass may read besides its input: the rows of the step, and where their keys and values go."""
+"""What every layer of a forward pass may read besides its input: the step's rows, and their cells in the KV pool."""
 
 from dataclasses import dataclass
 

@@ -2,8 +2,9 @@
 
     "GGUF" version num_tensors num_entries | metadata entries | tensor table | padding | data, each tensor aligned
 
-The package's own reader makes several numpy arrays for every string of the vocabulary, which takes seconds; a shard needs no vocabulary,
-so arrays of strings are stepped over. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The package's own reader makes several numpy arrays for every string of the vocabulary, which takes seconds; a shard
+needs no vocabulary, so arrays of strings are stepped over. Layout:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import mmap
@@ -20,7 +21,19 @@ from torch import Tensor
 
 from anaphora.errors import ModelFileError
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # type id -> struct
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}  # type id -> struct
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS = 8
 
@@ -36,7 +49,7 @@ class GgufTensor:
 
 
 class GgufFile:
-    """`metadata` (arrays of strings left out), `tensors` by name, and `read`. The file stays mapped for as long as this lives."""
+    """`metadata` (arrays of strings left out), `tensors` by name, and `read`. The file stays mapped meanwhile."""
 
     def __init__(self, path: Path) -> None:
         """Reads the header. Raises ModelFileError for what is not a whole GGUF file."""

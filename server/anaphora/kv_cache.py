@@ -1,9 +1,9 @@
 """The KV pool of one rank: its size in bytes, its memory, and the views that layers read.
 
-One allocation holds every layer, `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` (keys at 0, values at 1), so that a
-copied block is one indexed copy. It is never filled: on a CPU the pages that no block has used yet cost nothing, and
-whatever stands in an unused cell must not reach a result (the attention kernels are tested with NaN in there).
-Who owns which block is the router's knowledge alone.
+One allocation holds every layer, `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` (keys at 0, values
+at 1), so that a copied block is one indexed copy. It is never filled: on a CPU the pages that no block has used yet
+cost nothing, and whatever stands in an unused cell must not reach a result (the attention kernels are tested with NaN
+in there). Who owns which block is the router's knowledge alone.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,9 @@ class LoadedModel:
     model: CausalLM
     config: ModelConfig
     dtype: torch.dtype  # of weights and activations
-    fingerprint: str  # hex; the same on every rank and after every restart, and another if the function could be another
+    fingerprint: (
+        str  # hex; the same on every rank and after every restart, and another if the function could be another
+    )
 
 
 def load_model(
@@ -37,8 +39,8 @@ def load_model(
 ) -> LoadedModel:
     """Loads a GGUF file or a Hugging Face directory onto `device`.
 
-    Raises ModelFileError (and what is below it) for files that are missing, damaged, or not supported, and ParallelError for a
-    model that cannot be divided over the group.
+    Raises ModelFileError (and what is below it) for files that are missing, damaged, or not supported, and
+    ParallelError for a model that cannot be divided over the group.
     """
     if not path.exists():
         raise ModelFileError(f"{path} does not exist")

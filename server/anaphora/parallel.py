@@ -1,7 +1,7 @@
 """Tensor parallelism: the group of ranks that hold one replica, and the three collectives that layers use.
 
-A group is a value that is handed to the layers; there is no global one. With one rank every collective returns its argument, so
-models are written once. Ranks meet through a file (`file://...`), never through a TCP port.
+A group is a value that is handed to the layers; there is no global one. With one rank every collective returns its
+argument, so models are written once. Ranks meet through a file (`file://...`), never through a TCP port.
 """
 
 from datetime import timedelta
@@ -26,9 +26,14 @@ class ParallelGroup:
 
     @classmethod
     def join(
-        cls, rank: int, world_size: int, rendezvous: str, device: torch.device, timeout: timedelta = timedelta(minutes=10)
+        cls,
+        rank: int,
+        world_size: int,
+        rendezvous: str,
+        device: torch.device,
+        timeout: timedelta = timedelta(minutes=10),
     ) -> "ParallelGroup":
-        """Meets the other ranks at `rendezvous` (a `file://` URL that no earlier group has used): NCCL for a GPU, else gloo.
+        """Meets the other ranks at `rendezvous`, a `file://` URL that no group has used. NCCL for a GPU, else gloo.
 
         Returns at once for world_size 1. Raises ParallelError if the others do not come within `timeout`.
         """
@@ -80,7 +85,7 @@ class ParallelGroup:
         return size // self.world_size
 
     def replicas(self, size: int, what: str) -> int:
-        """How many ranks hold the same one of `size`, with more ranks than that. Raises ParallelError if it is uneven."""
+        """How many ranks hold the same one of `size`, if they are more. Raises ParallelError if that is uneven."""
         if self.world_size % size:
             raise ParallelError(f"{self.world_size} ranks cannot share {what} = {size} evenly")
         return self.world_size // size

@@ -1,11 +1,11 @@
 """From the tensors of a checkpoint to the parameters of a model, one at a time.
 
     source.table                 name -> shape and dtype, from headers alone
-    check(source, parts)         every tensor that the model needs is there, with its shape, and no other: before anything is read
+    check(source, parts)         all that the model needs is there, in its shape, and nothing else; before any is read
     load(source, parts)          read, take this rank's share, convert, copy
 
-Names and shapes are the model's (`parts()`); this file knows none. Files are mapped and read in their own order, so that the most
-memory in use is the parameters and one tensor.
+Names and shapes are the model's (`parts()`); this file knows none. Files are mapped and read in their own order, so
+that the most memory in use is the parameters and one tensor.
 """
 
 import json
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import gguf
 import torch
@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
     def identity(self) -> Iterator[bytes]:
-        """What tells these weights from others without reading them all: sizes, headers, the first bytes of each tensor."""
+        """What tells these weights from others without reading them all: headers, and some bytes of each tensor."""
         ...
 
 
@@ -106,7 +106,9 @@ class SafetensorsSource:
                         view = tensors.get_slice(name)
                         self.table[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), file)
             except SafetensorError as error:
-                raise ModelFileError(f"{file} is not a whole safetensors file ({len(header)} bytes of header): {error}") from error
+                raise ModelFileError(
+                    f"{file} is not a whole safetensors file ({len(header)} bytes of header): {error}"
+                ) from error
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See Source."""
@@ -163,9 +165,13 @@ class GgufSource:
     """The tensors of a GGUF file under their Hugging Face names, dequantised to float32."""
 
     def __init__(
-        self, file: GgufFile, names: Iterator[str] | list[str], num_layers: int, convert: Callable[[str, Tensor], Tensor]
+        self,
+        file: GgufFile,
+        names: Iterator[str] | list[str],
+        num_layers: int,
+        convert: Callable[[str, Tensor], Tensor],
     ) -> None:
-        """`names` are the Hugging Face names to look for; `convert(name, tensor)` undoes what the model's converter did."""
+        """`names` are the Hugging Face names to look for; `convert` undoes what the converter to GGUF did."""
         self._file = file
         self._convert = convert
         architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -195,8 +201,10 @@ class GgufSource:
 
 
 class DummySource:
-    """Random weights of the right shapes: each tensor a function of its name alone, so that every rank draws the same whole tensor and
-    takes its share. Drawn on the device: the numbers differ between kinds of device.
+    """Random weights of the right shapes.
+
+    Each tensor is a function of its name alone, so that every rank draws the same one and takes its share. They
+    are drawn on the device: the numbers differ between kinds of device.
     """
 
     def __init__(self, parts: Mapping[str, Part]) -> None:

@@ -1,4 +1,4 @@
-"""Every architecture against transformers, at a tiny random configuration in float32 on the CPU: logits and greedy tokens.
+"""Every architecture against transformers, at tiny random configurations in float32: logits and greedy tokens.
 
 To add one: a line in CONFIGS. transformers saves the weights, our loader reads them.
 """
@@ -53,7 +53,9 @@ PROMPT_LENGTHS = (70, 1, 17, 33)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, LoadedModel]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedModel, LoadedModel]:
     """transformers' model with random weights, and ours from the files that it saved."""
     torch.manual_seed(7)
     config = CONFIGS[request.param]

@@ -45,7 +45,9 @@ def test_two_ranks_equal_one(tmp_path: Path) -> None:
         models.append(tmp_path / str(index))
     script = [sys.executable, parallel_rank.__file__]
     rendezvous = f"file://{tmp_path}/rendezvous"
-    ranks = [subprocess.Popen([*script, str(rank), "2", rendezvous, str(tmp_path), *map(str, models)]) for rank in (0, 1)]
+    ranks = [
+        subprocess.Popen([*script, str(rank), "2", rendezvous, str(tmp_path), *map(str, models)]) for rank in (0, 1)
+    ]
     for process in ranks:
         assert process.wait(timeout=120) == 0
 

@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct from its quantised GGUF file, against transformers on the same file, in float32."""
+"""A real model, SmolLM2-135M-Instruct from its quantised GGUF file, against transformers on the same, in float32."""
 
 from pathlib import Path
 

@@ -272,7 +272,9 @@ def test_damage_to_a_gguf_file_is_named(saved: Path, tmp_path: Path) -> None:
     check(b"PK" + whole[2:], "not a GGUF file: it starts with b'PKUF")
     check(whole[:4] + b"\x01" + whole[5:], "GGUF version 1")
     check(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"), f"missing: {NAME}")
-    check(whole.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0gemma"), "architecture 'gemma' is not supported")
+    check(
+        whole.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0gemma"), "architecture 'gemma' is not supported"
+    )
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:

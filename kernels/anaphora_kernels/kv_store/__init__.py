@@ -1,7 +1,7 @@
 """Writing the new keys and values of a step into the paged KV cache, in place.
 
-A cell of the pool is addressed by one number, block * block_size + offset in the block: its *KV index*. They are worked out once per
-step (`kv_indices`) and used by every layer.
+A cell of the pool is addressed by one number, block * block_size + offset in the block: its *KV index*. They are
+worked out once per step (`kv_indices`) and used by every layer.
 """
 
 import torch

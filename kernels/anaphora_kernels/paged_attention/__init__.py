@@ -1,12 +1,13 @@
 """Causal attention over a paged KV cache, for rows of any length in one call.
 
-The keys and values of a sequence lie in blocks of `block_size` tokens, anywhere in the pool; its row of the block table says where:
+The keys and values of a sequence lie in blocks of `block_size` tokens, anywhere in the pool; its row of the block
+table says where:
 
     position p of row r  ->  cache[block_tables[r, p // block_size], p % block_size]
 
-A step computes the last `query length` positions of each row; their keys and values are already in the cache (`kv_store` runs first).
-With `C = context_lengths[r]` tokens in the cache, new ones included, and `Q` queries, query i of the row stands at position
-C - Q + i and sees the positions
+A step computes the last `query length` positions of each row; their keys and values are already in the cache
+(`kv_store` runs first). With `C = context_lengths[r]` tokens in the cache, new ones included, and `Q` queries, query
+i of the row stands at position C - Q + i and sees the positions
 
     [max(0, C - Q + i - sliding_window + 1), C - Q + i]          (from 0 without a sliding window)
 
@@ -42,7 +43,7 @@ class AttentionMetadata:
     max_query_length: int
     max_context_length: int
 
-    # What an implementation derives from the above in the first layer and reads again in the others, by a key of its own.
+    # What an implementation derives from the above in the first layer and reads in the others; the key is its own.
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -59,8 +60,10 @@ class AttentionMetadata:
     def build(
         cls, block_tables: Tensor, query_lengths: Sequence[int], context_lengths: Sequence[int]
     ) -> "AttentionMetadata":
-        """From the host's numbers and a block table on the device. Plain copies; a caller with pinned buffers of its own
-        can fill the fields itself."""
+        """From the host's numbers and a block table on the device.
+
+        By plain copies; a caller with pinned buffers of its own can fill the fields itself.
+        """
         device = block_tables.device
         starts = [0]
         for length in query_lengths:
@@ -91,7 +94,8 @@ def paged_attention(
 ) -> Tensor:
     """Attention of every query over its row's context: [T, num_heads, head_dim], dtype of query.
 
-    Grouped-query attention: query head h reads KV head h // (num_heads // num_kv_heads). The softmax is taken in float32.
+    Grouped-query attention: query head h reads KV head h // (num_heads // num_kv_heads). The softmax is taken in
+    float32.
     """
     run = registry.select("paged_attention", query.device.type, query.dtype, implementation)
     out: Tensor = run(

@@ -1,11 +1,11 @@
-"""paged_attention with torch's own fused attention on gathered keys and values: the path of a CPU without native kernels.
+"""paged_attention with torch's fused attention on gathered keys and values: where there is no kernel of ours.
 
 Two shapes of work, planned once per step and reused by every layer:
 
-    decoding rows    sorted by length and cut into groups of similar length that gather at most GATHER_BYTES. One gather and one fused
-                     call per group; the query heads of a KV head stand where queries usually do, so keys are read once:
+    decoding rows    cut into groups of similar length that gather at most GATHER_BYTES. One gather and one fused call
+                     per group; the query heads of a KV head stand where queries usually do, so keys are read once:
                          q [rows, kv_heads, group, head_dim]    k, v [rows, kv_heads, longest, head_dim]
-    prompt chunks    one row after another, its queries cut into tiles; a tile reads the keys up to its own last position:
+    prompt chunks    one row after another, its queries cut into tiles; a tile reads the keys up to its last position:
                          q [kv_heads, group, tile, head_dim]    k, v [kv_heads, group (stride 0), visible, head_dim]
 
 All tiles share one mask, because seen from the lower right corner they all look the same:
@@ -38,7 +38,8 @@ MASK_ELEMENTS = 8 << 20  # tiles get shorter over very long contexts, so that th
 class DecodeGroup:
     """Rows with one query each and contexts of similar length."""
 
-    tokens: Tensor | None  # [n] int64: their queries; None: all queries of the step, in order
+    tokens: Tensor  # [n] int64: their queries
+    is_whole_step: bool  # they are all the queries of the step, in order
     cells: Tensor  # [n * longest] int64 KV indices
     num_rows: int
     mask: Tensor | None  # [n, 1, 1, longest], added to the scores
@@ -46,12 +47,11 @@ class DecodeGroup:
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries [start, stop) of the step over keys [first, last) of what their row gathers."""
+    """Some queries of a chunk, and the keys that they may see, out of what the chunk gathers."""
 
-    start: int
-    stop: int
-    first: int
-    last: int
+    queries: slice  # of the step
+    keys: slice
+    mask: Tensor  # [queries, keys], added to the scores
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,15 @@ class Plan:
 
     groups: tuple[DecodeGroup, ...]
     chunks: tuple[Chunk, ...]
-    mask: Tensor | None  # [tile, longest visible], added to the scores; None without chunks
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a query and a key make a score."""
+
+    scale: float
+    soft_cap: float | None
+    sinks: Tensor | None  # [kv_heads, group, 1] float32
 
 
 def paged_attention(
@@ -84,45 +92,50 @@ def paged_attention(
 ) -> Tensor:
     """See `anaphora_kernels.paged_attention`."""
     _, block_size, num_kv_heads, head_dim = key_cache.shape
-    num_tokens, num_heads, _ = query.shape
-    group_size = num_heads // num_kv_heads
     key = ("sdpa", sliding_window, key_cache.shape[1:], query.dtype)
     plan = metadata.plans.get(key)
     if plan is None:
         token_bytes = num_kv_heads * head_dim * key_cache.element_size()
         plan = metadata.plans[key] = _plan(metadata, block_size, token_bytes, sliding_window, query.dtype)
 
-    flat_keys = key_cache.view(-1, num_kv_heads * head_dim)
-    flat_values = value_cache.view(-1, num_kv_heads * head_dim)
-    grouped = query.view(num_tokens, num_kv_heads, group_size, head_dim)
-    sink = None if sinks is None else sinks.float().view(num_kv_heads, group_size, 1)
-    out = None
-
+    grouped = query.view(len(query), num_kv_heads, -1, head_dim)
+    scoring = Scoring(scale, soft_cap, None if sinks is None else sinks.float().view(num_kv_heads, -1, 1))
+    if plan.groups and plan.groups[0].is_whole_step:
+        return _decode(plan.groups[0], grouped, key_cache, value_cache, scoring).reshape(query.shape)
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    grouped_out = out.view(grouped.shape)
     for group in plan.groups:
-        shape = (group.num_rows, -1, num_kv_heads, head_dim)
-        keys = flat_keys.index_select(0, group.cells).view(shape).transpose(1, 2)
-        values = flat_values.index_select(0, group.cells).view(shape).transpose(1, 2)
-        q = grouped if group.tokens is None else grouped.index_select(0, group.tokens)
-        result = _attend(q, keys, values, group.mask, scale, soft_cap, sink)
-        if group.tokens is None:
-            return result.reshape(query.shape)
-        out = torch.empty_like(grouped) if out is None else out
-        out.index_copy_(0, group.tokens, result)
-
-    out = torch.empty_like(grouped) if out is None else out
-    sink = None if sink is None else sink.unsqueeze(-1)
+        grouped_out.index_copy_(0, group.tokens, _decode(group, grouped, key_cache, value_cache, scoring))
     for chunk in plan.chunks:
-        shape = (-1, num_kv_heads, 1, head_dim)
-        keys = flat_keys.index_select(0, chunk.cells).view(shape).permute(1, 2, 0, 3).expand(-1, group_size, -1, -1)
-        values = flat_values.index_select(0, chunk.cells).view(shape).permute(1, 2, 0, 3).expand(-1, group_size, -1, -1)
-        for tile in chunk.tiles:
-            assert plan.mask is not None
-            q = grouped[tile.start : tile.stop].permute(1, 2, 0, 3)
-            mask = plan.mask[tile.start - tile.stop :, tile.first - tile.last :]
-            window = slice(tile.first, tile.last)
-            result = _attend(q, keys[:, :, window], values[:, :, window], mask, scale, soft_cap, sink)
-            out[tile.start : tile.stop] = result.permute(2, 0, 1, 3)
-    return out.view(query.shape)
+        _append(chunk, grouped, key_cache, value_cache, scoring, grouped_out)
+    return out
+
+
+def _decode(group: DecodeGroup, query: Tensor, key_cache: Tensor, value_cache: Tensor, scoring: Scoring) -> Tensor:
+    """Attention of a group's rows: [n, kv_heads, group, head_dim]."""
+    shape = (group.num_rows, -1, *key_cache.shape[2:])
+    keys = _gather(key_cache, group.cells).view(shape).transpose(1, 2)
+    values = _gather(value_cache, group.cells).view(shape).transpose(1, 2)
+    q = query if group.is_whole_step else query.index_select(0, group.tokens)
+    return _attend(q, keys, values, group.mask, scoring, scoring.sinks)
+
+
+def _append(chunk: Chunk, query: Tensor, key_cache: Tensor, value_cache: Tensor, scoring: Scoring, out: Tensor) -> None:
+    """Attention of one row's queries, into their places in `out`."""
+    shape = (len(chunk.cells), key_cache.shape[2], 1, -1)
+    expanded = (-1, query.shape[2], -1, -1)  # every query head of a KV head reads the same memory
+    keys = _gather(key_cache, chunk.cells).view(shape).permute(1, 2, 0, 3).expand(expanded)
+    values = _gather(value_cache, chunk.cells).view(shape).permute(1, 2, 0, 3).expand(expanded)
+    sinks = None if scoring.sinks is None else scoring.sinks.unsqueeze(-1)
+    for tile in chunk.tiles:
+        q = query[tile.queries].permute(1, 2, 0, 3)
+        result = _attend(q, keys[:, :, tile.keys], values[:, :, tile.keys], tile.mask, scoring, sinks)
+        out[tile.queries] = result.permute(2, 0, 1, 3)
+
+
+def _gather(cache: Tensor, cells: Tensor) -> Tensor:
+    """The keys or values in `cells`: [n, kv_heads * head_dim]. Whole tokens are copied, which is quicker than heads."""
+    return cache.view(-1, cache.shape[2] * cache.shape[3]).index_select(0, cells)
 
 
 def _attend(
@@ -130,20 +143,19 @@ def _attend(
     keys: Tensor,  # [n, heads, keys, head_dim]
     values: Tensor,  # like keys
     mask: Tensor | None,  # broadcasts to [n, heads, queries, keys], dtype of q
-    scale: float,
-    soft_cap: float | None,
-    sink: Tensor | None,  # broadcasts to [n, heads, queries, 1]
+    scoring: Scoring,
+    sinks: Tensor | None,  # broadcasts to [n, heads, queries, 1]
 ) -> Tensor:
     """Attention of every query over the keys that the mask leaves it: [n, heads, queries, head_dim]."""
-    if soft_cap is None and sink is None:
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
-    scores = q.float() @ keys.float().transpose(-1, -2) * scale
-    if soft_cap is not None:
-        scores = soft_cap * torch.tanh(scores / soft_cap)
+    if scoring.soft_cap is None and sinks is None:
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scoring.scale)
+    scores = q.float() @ keys.float().transpose(-1, -2) * scoring.scale
+    if scoring.soft_cap is not None:
+        scores = scoring.soft_cap * torch.tanh(scores / scoring.soft_cap)
     if mask is not None:
         scores = scores + mask
-    if sink is not None:
-        scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], dim=-1)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], dim=-1)
     probabilities = scores.softmax(dim=-1)[..., : keys.shape[2]]
     return (probabilities @ values.float()).to(q.dtype)
 
@@ -171,15 +183,13 @@ def _plan(
     prompts = [row for row, length in enumerate(queries) if length > 1]
     widest = max((min(contexts[row], window + TILE - 1) for row in prompts), default=1)
     tile = max(16, min(TILE, MASK_ELEMENTS // widest))
-    chunks = tuple(
-        _chunk(metadata, row, starts[row], queries[row], contexts[row], window, tile, block_size) for row in prompts
-    )
-    mask = _mask(tile, widest, window, dtype, metadata.block_tables.device) if prompts else None
-    return Plan(groups, chunks, mask)
+    mask = _mask(tile if prompts else 0, widest, window, dtype, metadata.block_tables.device)
+    chunks = tuple(_chunk(metadata, row, starts[row], window, mask, block_size) for row in prompts)
+    return Plan(groups, chunks)
 
 
 def _similar(spans: dict[int, int], max_tokens: int) -> Iterator[list[int]]:
-    """Cuts rows into groups of similar span (row -> tokens it reads), each of at most `max_tokens` with its padding, or one row."""
+    """Cuts rows into groups of similar span (tokens to read): at most `max_tokens` each, with padding, or one row."""
     group: list[int] = []
     longest = 0
     for row in sorted(spans, key=lambda row: -spans[row]):
@@ -214,23 +224,27 @@ def _decode_group(
     if min(spans) < longest:
         hidden = offsets >= spans_device
         mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))[:, None, None]
-    everything = rows == list(range(metadata.num_rows)) and metadata.is_decode_only
-    return DecodeGroup(None if everything else torch.tensor(tokens, device=device), cells.view(-1), len(rows), mask)
+    return DecodeGroup(
+        tokens=torch.tensor(tokens, device=device),
+        is_whole_step=len(tokens) == metadata.num_queries,
+        cells=cells.view(-1),
+        num_rows=len(rows),
+        mask=mask,
+    )
 
 
-def _chunk(
-    metadata: AttentionMetadata, row: int, start: int, num_queries: int, context: int, window: int, tile: int, block_size: int
-) -> Chunk:
-    first = max(0, context - num_queries - window + 1)
+def _chunk(metadata: AttentionMetadata, row: int, start: int, window: int, mask: Tensor, block_size: int) -> Chunk:
+    num_queries, context = metadata.host_query_lengths[row], metadata.host_context_lengths[row]
+    before = context - num_queries  # the position of the first query
+    first = max(0, before - window + 1)  # the first position that any query sees
     positions = torch.arange(first, context, device=metadata.block_tables.device).unsqueeze(0)
     cells = _cells(metadata.block_tables[row : row + 1], positions, block_size).view(-1)
     tiles = []
-    for offset in range(0, num_queries, tile):
-        stop = min(offset + tile, num_queries)
-        before = context - num_queries + offset  # the position of the tile's first query
-        key_start = max(0, before - window + 1)
-        key_stop = context - num_queries + stop
-        tiles.append(Tile(start + offset, start + stop, key_start - first, key_stop - first))
+    for offset in range(0, num_queries, len(mask)):
+        stop = min(offset + len(mask), num_queries)
+        keys = slice(max(0, before + offset - window + 1) - first, before + stop - first)
+        corner = mask[offset - stop :, keys.start - keys.stop :]
+        tiles.append(Tile(slice(start + offset, start + stop), keys, corner))
     return Chunk(cells, tuple(tiles))
 
 

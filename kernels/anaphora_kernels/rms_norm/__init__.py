@@ -1,4 +1,7 @@
-"""Root-mean-square normalisation (Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467), with the residual sum that comes before it."""
+"""Root-mean-square normalisation, with the residual sum that comes before it.
+
+Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
+"""
 
 from torch import Tensor
 

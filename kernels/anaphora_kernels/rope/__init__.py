@@ -1,4 +1,6 @@
-"""Rotary position embedding (Su et al. 2021, https://arxiv.org/abs/2104.09864), in place, in the half-split layout of Hugging Face checkpoints.
+"""Rotary position embedding, in place, in the half-split layout of Hugging Face checkpoints.
+
+Su et al. 2021, https://arxiv.org/abs/2104.09864.
 
 A head's vector is two halves (a, b); the pair (a[i], b[i]) is turned by the angle position * frequency[i]:
 

@@ -1,4 +1,4 @@
-"""The gate of a SwiGLU MLP (Shazeer 2020, https://arxiv.org/abs/2002.05202) after one merged product for gate and up."""
+"""The gate of a SwiGLU MLP (Shazeer 2020, https://arxiv.org/abs/2002.05202), after one merged product."""
 
 from torch import Tensor
 

@@ -1,6 +1,7 @@
 """Rotary position embedding: frequencies, what scales them for long contexts, and the angles of a step.
 
-The angles are worked out from the positions of each step, in float32, and shared by all layers: no table that grows with the context.
+The angles are worked out from the positions of each step, in float32, and shared by all layers: no table that grows
+with the context.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The architectures that can be served, by the name that a checkpoint gives itself.
 
-To add one: a file that reads as arithmetic over `layers/`, and one line in MODELS. `server/tests/test_models.py` picks it up, given a
-tiny configuration to compare with transformers.
+To add one: a file that reads as arithmetic over `layers/`, and one line in MODELS. `server/tests/test_models.py`
+picks it up, given a tiny configuration to compare with transformers.
 """
 
 from importlib import import_module
@@ -35,7 +35,7 @@ class CausalLM(Protocol):
         ...
 
     def forward(self, tokens: Tensor, positions: Tensor, context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens and their positions, [T] int64 each -> hidden states [T, hidden]; writes the tokens' keys and values."""
+        """Tokens and their positions, [T] int64 each -> hidden states [T, hidden]; writes the KV cache."""
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

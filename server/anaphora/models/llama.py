@@ -1,4 +1,4 @@
-"""Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971; Llama 3: https://arxiv.org/abs/2407.21783), and what is built like it.
+"""Llama, and what is built like it: https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2407.21783 (Llama 3).
 
     delta = embed(tokens), residual = 0
     per layer:  residual += delta;  delta = attention(norm(residual));  residual += delta;  delta = mlp(norm(residual))
@@ -153,8 +153,8 @@ class LlamaForCausalLM:
     def from_gguf(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of a GGUF file as Hugging Face has it.
 
-        llama.cpp rotates neighbours (x[2i], x[2i + 1]) and we rotate halves, so that its converter interleaves the rows of
-        each query and key head: row (half, i) of a head is stored as row 2i + half.
+        llama.cpp rotates neighbours (x[2i], x[2i + 1]) and we rotate halves, so that its converter interleaves the
+        rows of each query and key head: row (half, i) of a head is stored as row 2i + half.
         """
         for projection, num_heads in (("q_proj", self.config.num_heads), ("k_proj", self.config.num_kv_heads)):
             if f".{projection}." in name:

@@ -1,4 +1,4 @@
-"""Mistral (Jiang et al. 2023, https://arxiv.org/abs/2310.06825): Llama with a sliding window in every layer, and no biases."""
+"""Mistral: Llama with a sliding window in every layer, and no biases. https://arxiv.org/abs/2310.06825."""
 
 from dataclasses import replace
 
