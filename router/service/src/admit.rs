@@ -112,6 +112,7 @@ pub async fn admit(app: &App, mut spec: Spec) -> Result<Admitted, ApiError> {
     let bounds = Bounds::new(app, &replica);
     check_token_ids(&spec, bounds)?;
     check_truncate(spec.truncate, bounds)?;
+    check_num_sequences(&spec, app.max_concurrent_requests)?;
     let tokenized = tokenize(app, std::mem::take(&mut spec.prompts), spec.truncate, bounds).await?;
     let output = Arc::new(Output::new(app, &spec));
     let namespace = Namespace::new([
@@ -216,6 +217,18 @@ fn check_truncate(truncate: Option<u32>, bounds: Bounds) -> Result<(), AdmitErro
         }
         _ => Ok(()),
     }
+}
+
+/// More sequences than may ever be alive would never be taken, so waiting would not help.
+fn check_num_sequences(spec: &Spec, limit: usize) -> Result<(), AdmitError> {
+    let given = spec.prompts.len() * spec.num_sequences as usize;
+    if given > limit {
+        return Err(invalid(
+            "n",
+            format!("the request asks for {given} sequences at once, of which there may be {limit}"),
+        ));
+    }
+    Ok(())
 }
 
 /// The seed of the `index`th sequence of a prompt: the client's own for the first, and unrelated ones after it.

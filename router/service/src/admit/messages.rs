@@ -5,6 +5,7 @@
 use serde_json::{Map, Value};
 
 use super::{AdmitError, invalid};
+use crate::api::types::strict::Object;
 
 const ROLES: &str = "`system`, `developer`, `user` or `assistant`";
 
@@ -12,11 +13,13 @@ const ROLES: &str = "`system`, `developer`, `user` or `assistant`";
 ///
 /// # Errors
 /// The path of the first thing that cannot be.
-pub(super) fn check(messages: Vec<Map<String, Value>>) -> Result<Value, AdmitError> {
+pub(super) fn check(messages: Vec<Object>) -> Result<Value, AdmitError> {
     if messages.is_empty() {
         return Err(invalid("messages", "`messages` cannot be empty"));
     }
-    let check = |(index, message)| check_message(&format!("messages[{index}]"), message).map(Value::Object);
+    let check = |(index, Object(message)): (usize, Object)| {
+        check_message(&format!("messages[{index}]"), message).map(Value::Object)
+    };
     messages.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>().map(Value::Array)
 }
 

@@ -9,6 +9,7 @@ use crate::{
         chat::{ChatFields, ChatRequest},
         completions::{CompletionRequest, Prompts},
         openai::CommonRequest,
+        strict::Object,
     },
     config::Limits,
 };
@@ -61,12 +62,12 @@ pub fn lower_messages(request: ChatRequest) -> Result<ChatPrompt, AdmitError> {
 }
 
 fn chat_prompt(chat: ChatFields) -> Result<ChatPrompt, AdmitError> {
-    let mut kwargs = chat.chat_template_kwargs.unwrap_or_default();
+    let Object(mut kwargs) = chat.chat_template_kwargs.unwrap_or_default();
     check_kwargs(&kwargs)?;
     if let Some(effort) = chat.reasoning_effort {
         kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
     }
-    let role = chat.messages.last().and_then(|last| last.get("role"));
+    let role = chat.messages.last().and_then(|Object(last)| last.get("role"));
     let ends_with_assistant = role.and_then(Value::as_str) == Some("assistant");
     let (add_generation_prompt, continue_final_message) =
         last_message(chat.add_generation_prompt, chat.continue_final_message, ends_with_assistant)?;

@@ -1,21 +1,21 @@
-//! What surrounds every request: its id, its span, its arrival, and how it is counted.
+//! What surrounds every request: its id, its arrival, what catches a panic, and how it is counted. (Its span is the listener's.)
 
-use std::{sync::Arc, time::Instant};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
+use futures::FutureExt as _;
 use http::{HeaderName, HeaderValue};
-use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::App;
-use crate::{
-    metrics::{Failure, RequestMetrics},
-    telemetry,
+use super::{
+    App,
+    error::{ApiError, Family},
 };
+use crate::metrics::{Failure, RequestMetrics, Timings};
 
 /// Names a request in answers and in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -32,7 +32,8 @@ pub struct Context {
     pub arrived: Instant,
 }
 
-/// Gives every request its context and its span, and every answer the request's id.
+/// Gives every request its context, and every answer the request's id. A handler that panics has answered with an internal error:
+/// a bug in one request must not take others with it.
 pub(super) async fn attach(mut request: Request, next: Next) -> Response {
     let id = request.headers().get(REQUEST_ID).filter(|id| is_sane(id)).cloned();
     let id = id.unwrap_or_else(|| {
@@ -41,11 +42,18 @@ pub(super) async fn attach(mut request: Request, next: Next) -> Response {
     });
     let request_id: Arc<str> = id.to_str().unwrap_or_default().into();
     request.extensions_mut().insert(Context { request_id, arrived: Instant::now() });
-    let span = telemetry::request_span(&request);
-    let mut response = next.run(request).instrument(span.clone()).await;
-    span.record("http.response.status_code", response.status().as_u16());
+    let family = Family::of_path(request.uri().path());
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answer.unwrap_or_else(|cause| ApiError::Internal(message(&*cause)).respond(family));
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// What a panic said.
+fn message(cause: &(dyn Any + Send)) -> String {
+    let text =
+        cause.downcast_ref::<String>().map(String::as_str).or_else(|| cause.downcast_ref::<&str>().copied());
+    format!("a handler panicked: {}", text.unwrap_or("it did not say why"))
 }
 
 fn is_sane(id: &HeaderValue) -> bool {
@@ -88,7 +96,7 @@ impl Tally {
     }
 
     /// It was answered in full, and [`RequestMetrics::succeeded`] says so.
-    pub(super) fn succeeded(&mut self, timings: &crate::metrics::Timings) {
+    pub(super) fn succeeded(&mut self, timings: &Timings) {
         self.metrics.succeeded(timings);
         self.has_ended = true;
     }

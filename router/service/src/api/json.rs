@@ -332,7 +332,7 @@ mod tests {
         check::<ChatRequest>(
             br#"{"messages":[{"role":"user"},3]}"#,
             Schema,
-            "messages[1]: invalid type: integer `3`, expected a map at line 1 column 30",
+            "messages[1]: invalid type: integer `3`, expected a JSON object at line 1 column 30",
         );
         check::<ChatRequest>(
             br#"{"messages":[],"max_tokens":"7"}"#,
@@ -343,6 +343,11 @@ mod tests {
             br#"{"messages":[],"n":1,"n":1}"#,
             Schema,
             "duplicate field `n` at line 1 column 24",
+        );
+        check::<ChatRequest>(
+            br#"{"messages":[{"role":"user","role":"system"}]}"#,
+            Schema,
+            "messages[0]: duplicate field `role` at line 1 column 34",
         );
         check::<ChatRequest>(br#"{"messages":[]} x"#, Syntax, "trailing characters at line 1 column 17");
         check::<ChatRequest>(br#"{"messages":[],"foo":1}"#, UnknownField, "unknown parameter: `foo`");

@@ -1,7 +1,7 @@
 //! The HTTP API.
 //!
 //! ```text
-//! request ─► context ─► panic guard ─► CORS ─► key ─► route ─► json ─► admit ─► Choices ─► response
+//! request ─► context ─► CORS ─► key ─► route ─► json ─► admit ─► Choices ─► response
 //! ```
 //! One line per endpoint in [`app`], one file per endpoint below; a handler parses, asks and answers, and decides nothing.
 //! [`error`] is the only place that turns errors into statuses and bodies.
@@ -18,7 +18,7 @@ mod sse;
 mod tgi;
 pub mod types;
 
-use std::{any::Any, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -28,7 +28,7 @@ use axum::{
     routing::{get, post},
 };
 use http::{HeaderValue, Method, header};
-use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
+use tower_http::cors::CorsLayer;
 
 pub use self::{
     app::{App, ModelInfo},
@@ -68,10 +68,7 @@ pub fn app(state: Arc<App>) -> Router {
         Some(cors) => routes.layer(cors),
         None => routes,
     };
-    routes
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(context::attach))
-        .with_state(state)
+    routes.layer(middleware::from_fn(context::attach)).with_state(state)
 }
 
 /// Which web pages may call: none, unless origins are given. `*` stands for all of them.
@@ -96,11 +93,4 @@ async fn not_found(request: Request) -> Response {
 
 async fn method_not_allowed(request: Request) -> Response {
     ApiError::MethodNotAllowed.respond(Family::of_path(request.uri().path()))
-}
-
-/// A handler panicked: the cause is for the log, and the client learns that it was not its fault.
-fn panicked(cause: Box<dyn Any + Send>) -> Response {
-    let cause = cause.downcast_ref::<String>().cloned();
-    let cause = cause.unwrap_or_else(|| "a handler panicked".to_owned());
-    ApiError::Internal(cause).respond(Family::OpenAi)
 }

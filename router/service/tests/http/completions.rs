@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::common::{Server, stable};
+use crate::common::{Server, Setup, stable};
 
 fn body(extra: Value) -> Value {
     let mut body = json!({"model": "org/letters", "prompt": "hello", "temperature": 0, "max_tokens": 4});
@@ -147,6 +147,25 @@ async fn logprobs_are_parallel_arrays() {
     let events =
         server.post("/v1/completions", &body(json!({"logprobs": 0, "stream": true}))).await.json_events();
     assert_eq!(events[1]["choices"][0]["logprobs"]["text_offset"], json!([1]));
+}
+
+/// A shard that speaks bytes from 0x80 on: some are characters together, most are nothing.
+#[tokio::test]
+async fn a_stream_never_has_half_a_character() {
+    let mut setup = Setup::default();
+    setup.fake.vocab = 103..231;
+    let server = Server::with(setup).await;
+    for number in 0..20 {
+        let extra = json!({"prompt": format!("HELLO-{number}"), "max_tokens": 100});
+        let expect = server.says(&format!("HELLO-{number}"), 100);
+        assert_eq!(texts(&complete(&server, extra.clone()).await), [&*expect]);
+        let mut with_stream = extra;
+        with_stream["stream"] = json!(true);
+        let events = server.post("/v1/completions", &body(with_stream)).await.json_events();
+        let streamed: String =
+            events.iter().filter_map(|event| event["choices"][0]["text"].as_str()).collect();
+        assert_eq!(streamed, expect);
+    }
 }
 
 #[tokio::test]

@@ -431,10 +431,10 @@ async fn a_full_queue_says_when_to_come_back() {
     }
     drop(running);
     server.idle().await;
-    // Two sequences never fit: neither stays.
+    // Two sequences never fit: there is no use in coming back.
     let answer = server.post("/v1/completions", &json!({"prompt": "hello", "n": 2})).await;
-    assert_eq!(answer.status, 429);
-    server.idle().await;
+    let message = "the request asks for 2 sequences at once, of which there may be 1";
+    check_openai(&answer, (400, "invalid_value", Some("n"), message), "n");
     let answer = server.post("/v1/completions", &json!({"prompt": "hello", "max_tokens": 2})).await;
     assert_eq!(answer.status, 200);
 }

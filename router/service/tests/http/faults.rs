@@ -144,3 +144,16 @@ async fn many_streams_at_once_all_complete() {
     futures::future::join_all((0..64).map(ask)).await;
     server.idle().await;
 }
+
+#[tokio::test]
+async fn a_client_that_does_not_read_loses_its_sequence() {
+    let mut setup = Setup::default();
+    setup.engine.updates_per_client = 8;
+    let server = Server::with(setup).await;
+    let body = json!({"prompt": "hello", "max_tokens": 5000, "stream": true});
+    let response = server.send(post("/v1/completions", body.to_string())).await;
+    server.idle().await;
+    let rest = response.into_body().collect().await.unwrap().to_bytes();
+    let rest = String::from_utf8(rest.to_vec()).unwrap();
+    assert!(rest.contains(r#""code":"slow_client""#) && !rest.contains("[DONE]"), "{rest}");
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 
 use crate::api::{
@@ -20,8 +20,9 @@ pub(in crate::api) async fn list(State(app): State<Arc<App>>) -> Json<ModelList>
 /// The id may have slashes: `org/model`.
 pub(in crate::api) async fn retrieve(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, OpenAiError> {
+    let Path(id) = id.map_err(|_| ApiError::NotFound)?;
     if id == app.model.id { Ok(Json(model(&app))) } else { Err(ApiError::ModelNotFound(id).into()) }
 }
 

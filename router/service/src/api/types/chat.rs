@@ -1,9 +1,11 @@
 //! `/v1/chat/completions`.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::openai::{CommonRequest, FinishReason, Usage};
+use super::{
+    openai::{CommonRequest, FinishReason, Usage},
+    strict::Object,
+};
 
 /// Body of `/v1/chat/completions` and `/chat_tokenize`.
 #[derive(Clone, Debug)]
@@ -18,7 +20,7 @@ pub struct ChatRequest {
 #[derive(Clone, Debug, Deserialize)]
 pub struct ChatFields {
     /// The conversation. Each message is checked by [`crate::admit`] and handed to the chat template with all its keys.
-    pub messages: Vec<Map<String, Value>>,
+    pub messages: Vec<Object>,
     /// Report the log-probability of each token.
     #[serde(default)]
     pub logprobs: Option<bool>,
@@ -33,7 +35,7 @@ pub struct ChatFields {
     pub reasoning_effort: Option<String>,
     /// Extension: more variables for the chat template.
     #[serde(default)]
-    pub chat_template_kwargs: Option<Map<String, Value>>,
+    pub chat_template_kwargs: Option<Object>,
     /// Extension: end the prompt with the opening of an assistant message. Default: unless the last message is one.
     #[serde(default)]
     pub add_generation_prompt: Option<bool>,

@@ -6,6 +6,7 @@ pub mod completions;
 pub mod fields;
 pub mod models;
 pub mod openai;
+pub mod strict;
 pub mod tgi;
 
 use serde::{Deserialize, Deserializer, de};
