@@ -156,21 +156,22 @@ def test_ties_are_kept_together() -> None:
     SEEDS,
     st.lists(st.integers(0, VOCAB - 1), max_size=30),
     st.lists(st.integers(0, VOCAB - 1), max_size=30),
-    st.floats(0.5, 2.0),
-    st.floats(-2, 2),
-    st.floats(-2, 2),
+    st.just(1.0) | st.floats(0.5, 2.0),
+    st.just(0.0) | st.floats(-2, 2),
+    st.just(0.0) | st.floats(-2, 2),
 )
 def test_penalties(
     seed: int, prompt: list[int], output: list[int], repetition: float, frequency: float, presence: float
 ) -> None:
     """Row 2 of 3, slot 1 of 2; the other rows are left alone."""
     logits = distinct_logits(seed, 3)
-    in_prompt = torch.zeros(2, VOCAB, dtype=torch.bool)
-    in_prompt[1, prompt] = True
+    seen = torch.zeros(2, VOCAB, dtype=torch.bool)
+    seen[1, prompt + output] = True
     counts = torch.zeros(2, VOCAB, dtype=torch.int32)
     counts[1] = torch.bincount(torch.tensor(output, dtype=torch.int64), minlength=VOCAB)
-    values = (torch.tensor([value]) for value in (repetition, frequency, presence))
-    penalties = Penalties(torch.tensor([2]), torch.tensor([1]), *values, in_prompt=in_prompt, output_counts=counts)
+    values = zip((repetition, frequency, presence), (1, 0, 0), strict=True)
+    used = (None if value == neutral else torch.tensor([value]) for value, neutral in values)
+    penalties = Penalties(torch.tensor([2]), torch.tensor([1]), seen, counts, *used)
     actual = reference.apply_penalties(logits, penalties)
     expected = twin_penalties(logits[2].double().numpy(), prompt, output, repetition, frequency, presence)
     np.testing.assert_allclose(actual[2], expected, rtol=1e-4, atol=1e-4)

@@ -69,7 +69,7 @@ class Sampler:
         self._biases: list[tuple[I64Array, NDArray[np.float32]] | None] = [None] * max_rows
         self._stop_tokens: list[I64Array] = [np.empty(0, np.int64)] * max_rows
         # [max_rows, vocab] each; made when the first sequence with a penalty comes (the warm-up's does).
-        self._in_prompt: Tensor | None = None
+        self._seen: Tensor | None = None
         self._output_counts: Tensor | None = None
 
     def start(self, row: RowStart, step_id: int) -> None:
@@ -104,6 +104,7 @@ class Sampler:
             ones = torch.ones_like(penalties.slots, dtype=torch.int32)
             chosen = (penalties.slots, samples.tokens[penalties.rows])
             penalties.output_counts.index_put_(chosen, ones, accumulate=True)
+            penalties.seen.index_put_(chosen, ones.bool())
         return SampledBatch(samples, top_rows, parameters["num_top"][top_rows])
 
     # === state of a slot ===
@@ -129,13 +130,13 @@ class Sampler:
         return record
 
     def _count_history(self, row: RowStart) -> None:
-        if self._in_prompt is None or self._output_counts is None:
+        if self._seen is None or self._output_counts is None:
             shape = (len(self._biases), self.vocab_size)
-            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=self.device)
             self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
         history = row.history.astype(np.int64)
-        prompt, output = upload((history[: row.num_prompt_tokens], history[row.num_prompt_tokens :]), self.device)
-        self._in_prompt[row.slot].zero_().index_fill_(0, prompt, 1)
+        seen, output = upload((history, history[row.num_prompt_tokens :]), self.device)
+        self._seen[row.slot].zero_().index_fill_(0, seen, 1)
         ones = torch.ones_like(output, dtype=torch.int32)
         self._output_counts[row.slot].zero_().index_put_((output,), ones, accumulate=True)
 
@@ -161,20 +162,15 @@ class Sampler:
 
     def _penalties(self, parameters: NDArray[np.void], slots: I64Array) -> Penalties | None:
         rows = np.flatnonzero(parameters["is_penalised"])
-        if rows.size == 0 or self._in_prompt is None or self._output_counts is None:
+        if rows.size == 0 or self._seen is None or self._output_counts is None:
             return None
         chosen = parameters[rows]
-        values = (chosen[name].copy() for name in ("repetition", "frequency", "presence"))
-        device_rows, device_slots, repetition, frequency, presence = upload((rows, slots[rows], *values), self.device)
-        return Penalties(
-            rows=device_rows,
-            slots=device_slots,
-            repetition=repetition,
-            frequency=frequency,
-            presence=presence,
-            in_prompt=self._in_prompt,
-            output_counts=self._output_counts,
-        )
+        off = {"repetition": 1, "frequency": 0, "presence": 0}
+        names = [name for name, neutral in off.items() if (chosen[name] != neutral).any()]
+        # A field of a record array is strided: tensors want memory of their own.
+        tensors = upload((rows, slots[rows], *(chosen[name].copy() for name in names)), self.device)
+        values = dict(zip(names, tensors[2:], strict=True))
+        return Penalties(tensors[0], tensors[1], self._seen, self._output_counts, **values)
 
     def _random_rows(self, parameters: NDArray[np.void]) -> RandomRows | None:
         rows = np.flatnonzero(parameters["is_random"])
@@ -188,7 +184,6 @@ class Sampler:
             "typical_p": bool((chosen["typical_p"] < 1).any()),
         }
         names = ["temperature", "seed", "num_generated", *(name for name, used in uses.items() if used)]
-        # A field of a record array is strided: tensors want their own memory.
         tensors = upload([rows, *(chosen[name].copy() for name in names)], self.device)
         by_name = dict(zip(names, tensors[1:], strict=True))
         top_k = chosen["top_k"]

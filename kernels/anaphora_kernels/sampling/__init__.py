@@ -31,15 +31,15 @@ class LogitBias:
 
 @dataclass(frozen=True)
 class Penalties:
-    """The rows that some penalty changes, and what they have seen. Neutral: 1, 0, 0."""
+    """The rows that some penalty changes, and what they have seen. A penalty that no row uses is None."""
 
     rows: Tensor  # [n] int64, into the batch
-    slots: Tensor  # [n] int64, into the two tensors of counts
-    repetition: Tensor  # [n] float32 > 0, over prompt and output (Keskar et al. 2019, arXiv:1909.05858)
-    frequency: Tensor  # [n] float32, once per occurrence in the output
-    presence: Tensor  # [n] float32, once if it occurs in the output
-    in_prompt: Tensor  # [slots, vocab] bool
+    slots: Tensor  # [n] int64, into `seen` and `output_counts`
+    seen: Tensor  # [slots, vocab] bool: the token is in the prompt or in the output
     output_counts: Tensor  # [slots, vocab] int32
+    repetition: Tensor | None = None  # [n] float32 > 0, if seen (Keskar et al. 2019, arXiv:1909.05858); 1: off
+    frequency: Tensor | None = None  # [n] float32, once per occurrence in the output; 0: off
+    presence: Tensor | None = None  # [n] float32, once if it occurs in the output; 0: off
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,14 @@ def add_bias(logits: Tensor, bias: LogitBias) -> Tensor:
 def apply_penalties(logits: Tensor, penalties: Penalties) -> Tensor:
     """logits [R, vocab] with the penalised rows replaced."""
     scores = logits[penalties.rows]
-    counts = penalties.output_counts[penalties.slots]
-    in_output = counts > 0
-    repetition = penalties.repetition.unsqueeze(1)
-    repeated = torch.where(scores < 0, scores * repetition, scores / repetition)
-    scores = torch.where(in_output | penalties.in_prompt[penalties.slots], repeated, scores)
-    scores = scores - counts * penalties.frequency.unsqueeze(1) - in_output * penalties.presence.unsqueeze(1)
+    if penalties.repetition is not None:
+        repetition = penalties.repetition.unsqueeze(1)
+        repeated = torch.where(scores < 0, scores * repetition, scores / repetition)
+        scores = torch.where(penalties.seen[penalties.slots], repeated, scores)
+    if penalties.frequency is not None:
+        scores = scores - penalties.output_counts[penalties.slots] * penalties.frequency.unsqueeze(1)
+    if penalties.presence is not None:
+        scores = scores - (penalties.output_counts[penalties.slots] > 0) * penalties.presence.unsqueeze(1)
     return logits.index_copy(0, penalties.rows, scores)
 
 
