@@ -8,5 +8,6 @@ mod common;
 mod completions;
 mod errors;
 mod faults;
+mod fuzz;
 mod ops;
 mod tgi;
