@@ -57,7 +57,7 @@ pub(crate) struct PassedOn {
 
 /// Everything that `anaphora serve` is told; immutable after [`parse`].
 #[derive(Debug, Args)]
-#[command(after_help = tgi::HELP, after_long_help = tgi::HELP)]
+#[command(after_help = format!("{}\n\n{EXIT_CODES}", tgi::HELP))]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,

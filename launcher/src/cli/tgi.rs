@@ -8,9 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 pub(super) const HELP: &str = "\
 Each flag of Text Generation Inference that is listed above can also be given by TGI's environment variable of the same
 name, e.g. MAX_TOTAL_TOKENS. TGI's other flags are accepted with a warning where they have no meaning here, and refused
-where ignoring them would change what is served.
-
-Exit codes: see `anaphora --help`.";
+where ignoring them would change what is served.";
 
 /// A flag that is accepted and does nothing. Its environment variable is not looked at.
 struct Ignored {
