@@ -75,6 +75,16 @@ fn characters_of_several_bytes_come_out_as_they_complete() {
 }
 
 #[test]
+fn a_replacement_character_is_a_character() {
+    for style in common::STYLES {
+        let tokenizer = tokenizer(style, "gguf");
+        for text in ["\u{FFFD}", "\u{FFFD}\u{FFFD}🤗", "a\u{FFFD}你"] {
+            check(&tokenizer, &[], &tokenizer.encode(text, false).unwrap());
+        }
+    }
+}
+
+#[test]
 fn a_run_of_bytes_that_turns_bad_keeps_the_characters_before() {
     let tokenizer = tokenizer("sentencepiece", "gguf");
     let byte = |byte: u8| tokenizer.token_to_id(&format!("<0x{byte:02X}>")).unwrap();
@@ -82,7 +92,7 @@ fn a_run_of_bytes_that_turns_bad_keeps_the_characters_before() {
         [byte(0xE4), byte(0xBD), byte(0xA0), byte(0xFF), byte(b'a'), tokenizer.token_to_id("a").unwrap()];
     // All at once the whole run, the good character with it, would be lost.
     assert_eq!(expected(&tokenizer, &[], &ids, true), "\u{FFFD}\u{FFFD}\u{FFFD}\u{FFFD}\u{FFFD}a");
-    assert_eq!(pieces(&tokenizer, &[], &ids, true).concat(), "你\u{FFFD}\u{FFFD}a");
+    assert_eq!(pieces(&tokenizer, &[], &ids, true).concat(), "你\u{FFFD}aa");
 }
 
 #[test]
@@ -94,7 +104,7 @@ fn special_tokens_show_only_if_asked() {
 }
 
 #[test]
-fn endless_garbage_costs_no_more_per_token() {
+fn endless_garbage_comes_out_too() {
     for (style, token) in
         [("gpt2", "ÿ"), ("sentencepiece", "<0xFF>"), ("gpt2", "ä"), ("sentencepiece", "<0xE4>")]
     {

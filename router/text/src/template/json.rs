@@ -1,6 +1,6 @@
 //! The `tojson` filter as chat templates know it: Python's `json.dumps(value, ensure_ascii=False, …)`.
 
-use minijinja::value::{Kwargs, ViaDeserialize};
+use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
@@ -17,11 +17,7 @@ struct Style {
 }
 
 /// `value | tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub(super) fn to_json(
-    value: ViaDeserialize<Json>,
-    ensure_ascii: Option<bool>,
-    kwargs: Kwargs,
-) -> Result<Value, Error> {
+pub(super) fn to_json(value: &Value, ensure_ascii: Option<bool>, kwargs: Kwargs) -> Result<Value, Error> {
     let indent = match kwargs.get::<Option<Value>>("indent")? {
         None => None,
         Some(indent) if indent.is_none() => None,
@@ -37,9 +33,14 @@ pub(super) fn to_json(
     let ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.or(ensure_ascii).unwrap_or(false);
     let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     kwargs.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(Error::new(ErrorKind::UndefinedError, "an undefined value has no JSON"));
+    }
+    let value = serde_json::to_value(value)
+        .map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
     let style = Style { ensure_ascii, indent, item_separator, key_separator, sort_keys };
     let mut output = String::new();
-    style.write(&mut output, &value.0, 0);
+    style.write(&mut output, &value, 0);
     Ok(Value::from(output))
 }
 

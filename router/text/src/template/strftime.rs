@@ -107,7 +107,7 @@ impl Moment {
             'R' => write!(output, "{:02}:{:02}", time.0, time.1),
             // Python's naive time has no zone to show.
             'Z' | 'z' => Ok(()),
-            'n' => write!(output, "\n"),
+            'n' => writeln!(output),
             't' => write!(output, "\t"),
             '%' => write!(output, "%"),
             other => return Err(format!("strftime_now does not know %{other}")),

@@ -3,6 +3,7 @@
 //! `tokenizer.json` is read by the `tokenizers` crate itself; a GGUF file's metadata is translated to the same pipeline
 //! by [`gguf`], so that both give the same ids.
 
+mod fragment;
 mod gguf;
 mod pretokenize;
 
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use anaphora_model::Gguf;
 
 use crate::error::TextError;
+use fragment::Anchor;
+pub(crate) use fragment::{Fragment, Spelling};
 
 /// Turns text into token ids and back. Cheap to clone; shared between threads.
 #[derive(Clone)]
@@ -26,8 +29,9 @@ struct Inner {
     special: HashSet<u32>,
     /// Counted once: the pipeline counts anew at each call.
     vocab_size: usize,
-    /// See [`Tokenizer::anchor`].
-    anchor: Option<u32>,
+    spelling: Spelling,
+    /// Stands before other tokens to make them not the first.
+    anchor: Option<Anchor>,
 }
 
 /// One token of a text, with where it came from.
@@ -124,18 +128,13 @@ impl Tokenizer {
         self.inner.pipeline.id_to_token(id).is_some()
     }
 
-    /// An ordinary token whose text is one visible character: what stands before other tokens to make them not the
-    /// first.
-    pub(crate) fn anchor(&self) -> Option<u32> {
-        self.inner.anchor
-    }
-
     fn new(pipeline: tokenizers::Tokenizer) -> Self {
         let added = pipeline.get_added_vocabulary().get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         let vocab_size = pipeline.get_vocab_size(true);
-        let anchor = find_anchor(&pipeline, vocab_size);
-        Self { inner: Arc::new(Inner { pipeline, special, vocab_size, anchor }) }
+        let spelling = Spelling::of(pipeline.get_decoder());
+        let anchor = Anchor::find(&pipeline, vocab_size);
+        Self { inner: Arc::new(Inner { pipeline, special, vocab_size, spelling, anchor }) }
     }
 
     fn open_directory(path: &Path) -> Result<Self, TextError> {
@@ -167,16 +166,6 @@ impl Tokenizer {
         pipeline.with_truncation(None).map_err(tokenizer_error)?.with_padding(None);
         Ok(Self::new(pipeline))
     }
-}
-
-fn find_anchor(pipeline: &tokenizers::Tokenizer, vocab_size: usize) -> Option<u32> {
-    let usual = ["a", "A", "e", "0"].iter().filter_map(|token| pipeline.token_to_id(token));
-    let ids = usual.chain(0..u32::try_from(vocab_size).unwrap_or(u32::MAX));
-    let added = pipeline.get_added_vocabulary().get_added_tokens_decoder();
-    ids.filter(|id| !added.contains_key(id)).find(|&id| {
-        let text = pipeline.decode(&[id], false).unwrap_or_default();
-        text.len() == 1 && text.chars().all(|character| character.is_ascii_graphic())
-    })
 }
 
 fn tokenizer_error(error: impl std::fmt::Display) -> TextError {
