@@ -3,10 +3,10 @@
     (op, device type, dtype)  ->  the first row of IMPLEMENTATIONS[op] that supports both
     (op, implementation name) ->  that row, or an error that says why not
 
-Every implementation is a module `anaphora_kernels/<op>/<name>.py` with a function named like the op and the same signature as
-`reference.py` beside it, which is the specification. A module is imported when it is first asked for, so an optional
-backend (Triton, the native extension, a vendor's package) costs nothing and breaks nothing until then. If it cannot be imported at
-that moment, the error is raised, and names the backend: there is no silent second choice.
+Every implementation is a module `anaphora_kernels/<op>/<name>.py` with a function named like the op and the same
+signature as `reference.py` beside it, which is the specification. A module is imported when it is first asked for, so
+an optional backend (Triton, the native extension, a vendor's package) costs nothing and breaks nothing until then. If
+it cannot be imported at that moment, the error is raised, and names the backend: there is no silent second choice.
 
 To add an implementation: write the module, and add one row here. The test grid of the op picks it up.
 """
@@ -46,7 +46,11 @@ REFERENCE = Implementation("reference")
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (REFERENCE,),
     "kv_store": (REFERENCE,),
-    "paged_attention": (Implementation("sdpa"), REFERENCE),
+    "paged_attention": (
+        Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})),
+        Implementation("sdpa"),
+        REFERENCE,
+    ),
     "rms_norm": (REFERENCE,),
     "rope": (REFERENCE,),
     "sampling": (REFERENCE,),
@@ -55,9 +59,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
 
 
 @cache
-def select(
-    op: str, device_type: str, dtype: torch.dtype, implementation: str | None = None
-) -> Callable[..., Any]:
+def select(op: str, device_type: str, dtype: torch.dtype, implementation: str | None = None) -> Callable[..., Any]:
     """The function that runs `op` on tensors of this device type and dtype.
 
     `implementation` names one row of the table and overrides the order of preference; it is an argument and nothing

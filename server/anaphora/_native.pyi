@@ -9,3 +9,14 @@ def main(argv: list[str], child: list[str]) -> int:
     `child` is the command that starts this program again, and to which the launcher appends `router …`, `shard …` or
     `fetch …`. SIGINT and SIGTERM belong to the Rust side while it runs.
     """
+
+_Memory = tuple[int, int]  # of a contiguous tensor: (data_ptr, numel)
+
+def paged_attention_f32(
+    tensors: tuple[_Memory, _Memory, _Memory, _Memory],  # query, key cache, value cache, output
+    rows: tuple[_Memory, _Memory, _Memory],  # int32: block tables, query starts, context lengths
+    shape: tuple[int, int, int, int, int],  # heads, KV heads, head size, block size, blocks in a table
+    options: tuple[float, int | None, float | None, _Memory | None],  # scale, sliding window, soft cap, sinks
+    num_threads: int,
+) -> None:
+    """`kernels/native`'s paged attention; ValueError if the sizes do not fit together."""
