@@ -1,12 +1,15 @@
 """A span for each step that a router traces, exported over OTLP. Without an endpoint nothing is even imported."""
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Final
 
 from anaphora.config import TelemetryConfig
 from anaphora.wire import Step
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+
+_CLOSE_S: Final = 1.0
 
 
 class StepSpan:
@@ -46,7 +49,8 @@ class Telemetry:
         exporter = OTLPSpanExporter(
             endpoint=config.otlp_endpoint, insecure=not config.otlp_endpoint.startswith("https://")
         )
-        self._provider = TracerProvider(resource=Resource.create({"service.name": config.otlp_service_name}))
+        resource = Resource.create({"service.name": config.otlp_service_name})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("anaphora.shard")
         self._propagator = TraceContextTextMapPropagator()
@@ -68,6 +72,9 @@ class Telemetry:
         return StepSpan(span)
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Sends what has not been sent, if the collector takes it within a second."""
         if self._provider is not None:
-            self._provider.shutdown()
+            # The exporter tries again and again, and has no limit of its own for all of it.
+            last_words = threading.Thread(target=self._provider.shutdown, daemon=True)
+            last_words.start()
+            last_words.join(_CLOSE_S)

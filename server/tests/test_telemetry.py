@@ -1,6 +1,7 @@
 """Spans of steps, as a collector receives them."""
 
 import queue
+import time
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -54,6 +55,14 @@ def test_a_span_is_a_child_of_the_routers(collector: tuple[str, queue.SimpleQueu
         "anaphora.step.num_tokens": 6,
     }
     assert received.empty()
+
+
+def test_a_collector_that_is_not_there_holds_nothing_up() -> None:
+    telemetry = Telemetry(TelemetryConfig("http://127.0.0.1:1"), rank=0)
+    telemetry.start(STEP).end()
+    before = time.monotonic()
+    telemetry.close()
+    assert time.monotonic() - before < 4
 
 
 def test_without_an_endpoint_nothing_happens() -> None:
