@@ -73,29 +73,35 @@ pub enum RouterError {
 }
 
 impl RouterError {
-    fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
+    fn exit_code(&self) -> u8 {
+        match self {
             Self::Text(_) => 3,
             Self::Bind { .. } => 4,
             Self::Telemetry(_) => 2,
             Self::System { .. } => 1,
-        })
+        }
     }
 }
 
 /// The program `anaphora router`; `args` begins with the program's name.
 #[must_use]
 pub fn main_from_args(args: Vec<OsString>) -> ExitCode {
+    exit_code_from_args(args).into()
+}
+
+/// As [`main_from_args`], for callers that need the exit code as a number.
+#[must_use]
+pub fn exit_code_from_args(args: Vec<OsString>) -> u8 {
     let config = match cli::parse(args) {
         Ok(config) => config,
         Err(error) => {
             // A closed stdout or stderr is the caller's wish.
             let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
     match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
             tracing::error!(%error, "the router ends");
             use std::io::Write as _;

@@ -72,6 +72,9 @@ impl<S: Shard> Task<S> {
                 End::Stopped => return session.fail_all(&EngineError::ShuttingDown, &self.context),
                 End::Lost(_) | End::Stalled => self.lose(session, &end, expected),
             }
+            if self.context.shared.is_draining() {
+                return;
+            }
         }
     }
 

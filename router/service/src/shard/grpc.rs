@@ -82,7 +82,7 @@ struct Rank {
 /// A server may send the head of its answer with its first result only, so the stream opens while steps are being sent.
 enum Results {
     Opening(Pin<Box<dyn Future<Output = Result<Streaming<proto::StepResult>, Status>> + Send>>),
-    Open(Streaming<proto::StepResult>),
+    Open(Box<Streaming<proto::StepResult>>),
 }
 
 // === impl GrpcShard ===
@@ -247,7 +247,7 @@ impl std::fmt::Debug for Rank {
 impl Results {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<proto::StepResult, Status>> {
         if let Self::Opening(opening) = self {
-            *self = Self::Open(ready!(opening.as_mut().poll(cx))?);
+            *self = Self::Open(Box::new(ready!(opening.as_mut().poll(cx))?));
         }
         let Self::Open(stream) = self else { unreachable!("it was just opened") };
         let result = ready!(Pin::new(stream).poll_next(cx));

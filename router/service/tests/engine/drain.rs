@@ -8,7 +8,7 @@ use anaphora_router::{
 };
 use tokio::time::timeout;
 
-use crate::rig::{Rig, read, read_tokens, request};
+use crate::rig::{Rig, STEP, read, read_tokens, request};
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_lets_sequences_finish_and_takes_no_new_ones() {
@@ -66,11 +66,14 @@ async fn a_drain_does_not_wait_for_a_lost_shard() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_dies_in_a_drain_ends_it() {
-    let rig = Rig::new(EngineConfig::default()).await;
-    let generation = rig.submit(request(0..10, 8000)).await.unwrap();
-    rig.engine.drain();
-    rig.control.kill();
-    let end = read(generation).await.end;
-    assert!(matches!(end, Err(EngineError::ShardLost { .. })), "{end:?}");
-    timeout(Duration::from_secs(1), rig.engine.stopped()).await.unwrap();
+    for steps in [0, 1, 5] {
+        let rig = Rig::new(EngineConfig::default()).await;
+        let generation = rig.submit(request(0..10, 8000)).await.unwrap();
+        rig.engine.drain();
+        tokio::time::sleep(STEP * steps).await;
+        rig.control.kill();
+        let end = read(generation).await.end;
+        assert!(matches!(end, Err(EngineError::ShardLost { .. })), "{end:?}");
+        timeout(Duration::from_secs(1), rig.engine.stopped()).await.unwrap();
+    }
 }

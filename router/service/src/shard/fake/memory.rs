@@ -154,15 +154,14 @@ impl Memory {
                 table.get(position / self.block_size).ok_or_else(|| format!("no block for {position}"))?;
             Ok(*block as usize * self.block_size + position % self.block_size)
         };
-        let mut position = row.position as usize;
-        let mut cell = match position.checked_sub(1) {
+        let start = row.position as usize;
+        let mut cell = match start.checked_sub(1) {
             Some(before) => self.cells[index(&state.table, before)?],
             None => ORIGIN,
         };
-        for token in tokens {
+        for (position, token) in (start..).zip(tokens) {
             cell = next_cell(cell, *token);
             self.cells[index(&state.table, position)?] = cell;
-            position += 1;
         }
         state.num_computed = Some(row.position + tokens.len() as u32);
         Ok(row.sample.then(|| state.sample(cell, &self.vocab)))
