@@ -13,7 +13,7 @@ def main() -> int:
     if command == "shard":
         from anaphora import shard  # noqa: PLC0415 (torch: seconds)
 
-        return shard.main(sys.argv[2:])
+        shard.main(sys.argv[2:])
     if command == "fetch":
         from anaphora import fetch  # noqa: PLC0415
 

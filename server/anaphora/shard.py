@@ -1,5 +1,6 @@
 """`anaphora shard`: one rank of one replica. Loads its share of the model, then executes what a router sends."""
 
+import gc
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final
+from typing import Final, NoReturn
 
 import torch
 
@@ -25,16 +26,25 @@ _LOG: Final = logging.getLogger(__name__)
 _GRACE_S: Final = 1.0  # for statuses on their way out
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a shard and returns its exit code: 0 after SIGTERM, 3 for a bad model file, else 1."""
-    config = ShardConfig.parse(argv)
+def main(argv: Sequence[str]) -> NoReturn:
+    """Runs a shard and ends the process: with 0 after SIGTERM, 3 for a bad model file, else 1."""
+    exit_code = _run(ShardConfig.parse(argv))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # No clean-up by the interpreter: it would wait for threads that may be waiting for the device, or for lost ranks.
+    os._exit(exit_code)
+
+
+def _run(config: ShardConfig) -> int:
     _set_up_logging(config.log)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     # Ctrl-C reaches every process of a terminal; when a shard ends is for the launcher to decide.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.umask(0o077)
     try:
-        return run(config)
+        return load_and_serve(config)
+    except SystemExit:
+        return 0
     except ShardError as error:
         sys.stderr.write(f"{error}\n")
         return exit_code_of(error)
@@ -43,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_FAILURE
 
 
-def run(config: ShardConfig) -> int:
-    """Loads, serves, and returns when the shard cannot go on; SIGTERM raises SystemExit out of here."""
+def load_and_serve(config: ShardConfig) -> int:
+    """Returns an exit code when the shard cannot go on; SIGTERM raises SystemExit out of here."""
     progress = Progress()
     device = _choose_device(config)
     torch.set_num_threads(config.num_threads)
@@ -61,6 +71,9 @@ def run(config: ShardConfig) -> int:
     is_broken = threading.Event()
     worker = Worker(loaded, group, device, progress)
     server = serve(ShardService(worker, telemetry, on_broken=is_broken.set), config.socket)
+    # What lives now lives on: the collector need not look at it in the middle of a step again.
+    gc.collect()
+    gc.freeze()
     _LOG.info("rank %d of %d serves %s on %s", config.rank, config.world_size, config.model, device)
     progress.event("listening")
     try:

@@ -46,10 +46,10 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]
 class Download:
     """Tensors on their way to the host."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         """Starts the copy; nothing waits."""
         self._event: torch.cuda.Event | None = None
-        if tensors and tensors[0].device.type != "cpu":
+        if device.type == "cuda":
             self._host = [_pinned_copy(tensor) for tensor in tensors]
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
@@ -57,7 +57,7 @@ class Download:
             self._host = list(tensors)
 
     def wait(self) -> list[NDArray[Any]]:
-        """The arrays, once they are there. Other Python threads run meanwhile."""
+        """The arrays, once all that was launched on the device before them is done. Other threads run meanwhile."""
         if self._event is not None:
             self._event.synchronize()
         return [tensor.numpy() for tensor in self._host]

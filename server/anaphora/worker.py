@@ -45,17 +45,17 @@ class _Configured:
 class PendingResult:
     """A launched step. `result()` may be called from another thread."""
 
-    def __init__(self, step_id: int, sampled: SampledBatch | None, arrived_at: float) -> None:
+    def __init__(self, step_id: int, sampled: SampledBatch | None, arrived_at: float, device: torch.device) -> None:
         """`sampled` is None if nothing is sampled here (ranks other than 0); `arrived_at` by `time.perf_counter`."""
         self._step_id = step_id
         self._sampled = sampled
         self._arrived_at = arrived_at
         samples = sampled.samples if sampled else None
         tensors = (samples.tokens, samples.logprobs, samples.top_tokens, samples.top_logprobs) if samples else ()
-        self._download = Download([tensor for tensor in tensors if tensor is not None])
+        self._download = Download([tensor for tensor in tensors if tensor is not None], device)
 
     def result(self) -> StepResult:
-        """Waits for the step's tokens."""
+        """Waits until the step is computed, whether or not it samples: two in flight are two, and no more."""
         arrays = self._download.wait()
         top: tuple[TopLogprobs, ...] = ()
         if self._sampled is not None and len(arrays) == 4:
@@ -133,7 +133,7 @@ class Worker:
             kv_cache.copy_blocks(*copies)
         hidden = model.forward(batch.token_ids, batch.positions, batch.context, kv_cache)
         if batch.sample_slots.size == 0:
-            return PendingResult(step.id, None, arrived_at)
+            return PendingResult(step.id, None, arrived_at, self.device)
         if batch.sample_indices is not None:
             hidden = hidden[batch.sample_indices]
         logits = model.compute_logits(hidden)
@@ -142,7 +142,7 @@ class Worker:
         sampled = sampler.sample(logits, batch.sample_slots) if self.group.rank == 0 else None
         tokens = sampled.samples.tokens if sampled else torch.empty_like(batch.device_sample_slots)
         slots.remember(batch, self.group.broadcast(tokens))
-        return PendingResult(step.id, sampled, arrived_at)
+        return PendingResult(step.id, sampled, arrived_at, self.device)
 
     # === configure ===
 

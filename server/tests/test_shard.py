@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 from anaphora import errors
 from anaphora.config import ShardConfig
@@ -85,6 +86,16 @@ def generate(clients: list[Client]) -> tuple[list[Sequence], AllRanks]:
     return sequences, ranks
 
 
+def hang_in_a_collective(client: Client) -> Stream:
+    """Gives one rank of several a step that the others never get; it hangs as long as the stream is held."""
+    driver, sequence = StepDriver(LIMITS, 64), Sequence([1, 2, 3], 1)
+    driver.start(sequence)
+    stream = client.execute()
+    stream.send(driver.plan([sequence], 16)[0])
+    assert client.is_serving(), "a call that comes after the step is answered all the same"
+    return stream
+
+
 def start(started: list[Process], model: Path, directory: Path, world_size: int) -> list[Client]:
     clients = []
     flags = ["--model", str(model), "--load-format", "dummy", "--world-size", str(world_size)]
@@ -117,12 +128,15 @@ def test_two_ranks_say_what_one_says_and_end_on_sigterm(
     for process in started:
         process.process.send_signal(signal.SIGINT)  # is the launcher's business
     assert all(client.is_serving() for client in (*clients[0], *clients[1]))
+    hanging = hang_in_a_collective(clients[1][0])
     for process in started:
         process.process.terminate()
     for process in started:
         code, stderr = process.end()
         assert code == 0, stderr
         assert "Traceback" not in stderr
+    with pytest.raises(grpc.RpcError):
+        hanging.result()
     assert sorted(path.name for path in tmp_path.iterdir()) in ([], ["rendezvous"])
 
 
