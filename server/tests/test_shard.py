@@ -129,9 +129,8 @@ def test_two_ranks_say_what_one_says_and_end_on_sigterm(
         process.process.send_signal(signal.SIGINT)  # is the launcher's business
     assert all(client.is_serving() for client in (*clients[0], *clients[1]))
     hanging = hang_in_a_collective(clients[1][0])
-    for process in started:
+    for process in started:  # the hanging rank before the one that it waits for
         process.process.terminate()
-    for process in started:
         code, stderr = process.end()
         assert code == 0, stderr
         assert "Traceback" not in stderr
