@@ -175,8 +175,10 @@ fn finish(
     pipeline.add_tokens(added.collect::<Vec<_>>()).map_err(tokenizer_error)?;
     let mut pattern = vec!["$A".to_owned()];
     let mut around = Vec::new();
+    let bos_key = "tokenizer.ggml.bos_token_id";
+    let adds_bos = adds_bos && vocabulary.file.metadata.contains_key(bos_key);
     if vocabulary.flag("tokenizer.ggml.add_bos_token", adds_bos) {
-        let bos = vocabulary.special("tokenizer.ggml.bos_token_id")?;
+        let bos = vocabulary.special(bos_key)?;
         pattern.insert(0, bos.0.clone());
         around.push(bos);
     }
