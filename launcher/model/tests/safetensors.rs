@@ -275,6 +275,10 @@ fn configurations_that_cannot_be_served_are_explained() {
         "config.json: hidden_act gelu is not supported. Supported: silu. Choose another model."
     );
     assert_eq!(
+        config_failure("torch_dtype", json!("float64")),
+        "config.json: dtype float64 is not supported. Supported: float32, bfloat16, float16. Choose another model."
+    );
+    assert_eq!(
         config_failure("quantization_config", json!({"quant_method": "gptq"})),
         "config.json: weights quantised with gptq is not supported. Supported: F64, F32, F16, BF16. Use the original \
          weights, or a GGUF file."

@@ -60,7 +60,7 @@ fn parse(fields: &Fields<'_>) -> Result<ModelConfig, ModelError> {
         attention_bias: has_biases && fields.flag("attention_bias")?,
         mlp_bias: has_biases && fields.flag("mlp_bias")?,
         sliding_window: fields.optional_size("sliding_window")?,
-        dtype: fields.text("dtype")?.or(fields.text("torch_dtype")?).map(str::to_owned),
+        dtype: dtype(fields)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
     })
 }
@@ -73,6 +73,19 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture, ModelError> {
         return Err(fields.source.invalid(key, "a list of one name", found));
     };
     Architecture::from_name(name).ok_or_else(|| fields.source.unknown_architecture(name, false))
+}
+
+/// `dtype`, or `torch_dtype` as older configurations call it.
+fn dtype(fields: &Fields<'_>) -> Result<Option<String>, ModelError> {
+    match fields.text("dtype")?.or(fields.text("torch_dtype")?) {
+        name @ (None | Some("float32" | "bfloat16" | "float16")) => Ok(name.map(str::to_owned)),
+        Some(other) => Err(fields.source.unsupported(
+            "dtype",
+            other,
+            "float32, bfloat16, float16",
+            "Choose another model.",
+        )),
+    }
 }
 
 fn rope_scaling(rope: &Fields<'_>) -> Result<Option<RopeScaling>, ModelError> {
