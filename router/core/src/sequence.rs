@@ -94,7 +94,7 @@ pub(crate) struct Sequence {
     pub(crate) num_sent_blocks: Option<usize>,
     /// Entries among them that have changed since.
     pub(crate) changed_blocks: Range<usize>,
-    /// To be made before the first row.
+    /// To be made before the first row; `None` when that is planned.
     pub(crate) copy: Option<PendingCopy>,
 }
 

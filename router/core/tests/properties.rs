@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anaphora_core::{
-    SchedulerConfig, StepPlan,
+    Event, Request, SchedulerConfig, SequenceId, StepPlan,
     testing::{
         End, World, expected_tokens,
         strategies::{Op, configs, drafts, ops, tight_configs},
@@ -63,6 +63,31 @@ proptest! {
         world.clear_cache();
         let stats = world.scheduler.stats();
         prop_assert_eq!(stats.free_blocks, stats.total_blocks);
+    }
+
+    /// A cancel needs no further step: its blocks come back with the steps that are in flight.
+    #[test]
+    fn cancels_free_everything_at_once(config in configs(), ops in vec(ops(), 1..100)) {
+        let mut world = World::new(config);
+        ops.iter().for_each(|op| world.apply(op));
+        let ids: Vec<SequenceId> = world.outcomes.keys().copied().collect();
+        ids.into_iter().for_each(|id| world.cancel(id));
+        while world.commit().is_some() {}
+        let stats = world.scheduler.stats();
+        prop_assert_eq!((stats.held_blocks, stats.draining, stats.waiting), (0, 0, 0));
+        prop_assert_eq!(world.plan(), None);
+    }
+
+    /// Nobody is overtaken by a later one of the same priority (but while it waits for a prefix that another computes).
+    #[test]
+    fn first_come_first_served(config in configs(), drafts in vec(drafts(), 1..20)) {
+        let mut world = World::new(SchedulerConfig { prefix_cache: false, ..config });
+        for draft in &drafts {
+            let _ = world.submit(Request { priority: 0, ..world.request(draft) });
+        }
+        world.run();
+        let starts = world.events.iter().filter(|event| matches!(event, Event::Started { .. }));
+        prop_assert!(starts.map(Event::sequence).is_sorted());
     }
 
     /// The same calls give the same plans.

@@ -103,6 +103,8 @@ struct Bench {
     model: Model,
     holders: VecDeque<Holder>,
     next_block: u32,
+    /// Blocks that were copied.
+    was_copied: BTreeSet<BlockId>,
 }
 
 impl Bench {
@@ -113,6 +115,7 @@ impl Bench {
             model: Model::default(),
             holders: VecDeque::new(),
             next_block: 0,
+            was_copied: BTreeSet::new(),
         }
     }
 
@@ -160,6 +163,7 @@ impl Bench {
         assert_eq!(acquired.blocks, blocks);
         let num_shared = blocks.len() * self.block_size;
         if let Some((block, _)) = &acquired.partial {
+            self.was_copied.insert(*block);
             let (_, prefix) = &self.model.keys[block];
             assert_eq!(prefix[..num_shared + num_partial], tokens[..num_shared + num_partial]);
         }
@@ -221,6 +225,17 @@ impl Bench {
                 *other == namespace && longer.starts_with(&prefix) && longer.len() <= start + self.block_size
             });
             assert!(longer, "a superseded tail is the beginning of another block");
+        }
+        for ((namespace, tail), block) in &self.model.blocks {
+            let end = tail.len().next_multiple_of(self.block_size);
+            let next =
+                self.model.blocks.range((Excluded((namespace.clone(), tail.clone())), Unbounded)).next();
+            let is_longer = next.is_some_and(|((other, longer), _)| {
+                other == namespace && longer.starts_with(tail) && longer.len() <= end
+            });
+            // One that was just being copied may stay until it is evicted.
+            let is_excused = end == tail.len() || self.was_copied.contains(block);
+            assert!(is_excused || !is_longer, "tails that say nothing new are gone");
         }
     }
 

@@ -180,6 +180,17 @@ fn followers_share_a_block_that_the_leader_fills_with_other_tokens() {
 }
 
 #[test]
+fn followers_do_not_wait_for_a_block_that_the_leader_leaves_open() {
+    let leader = prompt(0, 102);
+    let mut world = world_of(CONFIG, [request(leader.clone(), 50)]);
+    world.plan();
+    world.submit(request([&leader[..101], &prompt(1, 9)].concat(), 5)).unwrap();
+    world.run();
+    assert_complete(&world);
+    assert_eq!(cached(&world), [0, 100], "the leader's prompt fills 25 blocks");
+}
+
+#[test]
 fn followers_go_on_when_the_leader_is_cancelled() {
     let shared = prompt(0, 300);
     let requests = (0..3).map(|seed| request([&shared[..], &prompt(seed + 1, 10)].concat(), 5));
@@ -250,12 +261,13 @@ fn twins_give_their_duplicates_up() {
 
 #[test]
 fn namespaces_share_nothing() {
-    let other = Request { namespace: Namespace::new([b"others".as_slice()]), ..request(prompt(0, 50), 5) };
-    let mut world = world_of(CONFIG, [request(prompt(0, 50), 5)]);
+    let other = || Request { namespace: Namespace::new([b"others".as_slice()]), ..request(prompt(0, 50), 5) };
+    let mut world = world_of(CONFIG, [request(prompt(0, 50), 5), other()]);
+    assert_eq!(world.plan().unwrap().rows.len(), 2, "neither waits for the other");
     world.run();
-    world.submit(other).unwrap();
+    world.submit(other()).unwrap();
     world.run();
-    assert_eq!(cached(&world), [0, 0]);
+    assert_eq!(cached(&world), [0, 0, 49]);
 }
 
 #[test]

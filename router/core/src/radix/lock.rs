@@ -1,6 +1,6 @@
 //! Locks: who reads a prefix keeps it from being evicted.
 
-use super::{Match, NodeId, PrefixIndex};
+use super::{Match, NodeId, Partial, PrefixIndex};
 use crate::ids::BlockId;
 
 /// Holds the node where a prefix ends, and with it all nodes above. Not `Clone`: it goes back through
@@ -34,12 +34,8 @@ impl PrefixIndex {
     /// Locks what `found` names. A node of which only the first blocks match is split, so that a lock ends where a node ends.
     pub fn acquire(&mut self, found: &Match) -> Acquired {
         let end = found.end.map(|(node, num_blocks)| self.upper_part(node, num_blocks));
-        // If `end` was split off, the partly matched block became the first of the lower part, which kept its id.
-        let partial = found.partial.map(|partial| {
-            let first =
-                if found.end.is_some_and(|(node, _)| node == partial.node) { 0 } else { partial.index };
-            (self.nodes[partial.node].blocks[first], self.lock(partial.node))
-        });
+        // It is the first block of its node: if blocks before it matched, they were just split off.
+        let partial = found.partial.map(|Partial { node, .. }| (self.nodes[node].blocks[0], self.lock(node)));
         let lock = end.map(|node| self.lock(node));
         Acquired { blocks: self.path_blocks(end, found.num_blocks), lock, partial }
     }

@@ -86,7 +86,9 @@ impl Scheduler {
             assert!(sequence.num_computed <= sequence.tokens.len());
             assert!(sequence.num_planned <= table.blocks().len() * block_size, "rows have blocks");
             assert!(sequence.num_computed <= sequence.num_planned);
-            if self.config.prefix_cache && sequence.copy.is_none() {
+            assert!(sequence.num_sent_blocks.is_some(), "the plan that admits a sequence has a row of it");
+            assert!(sequence.copy.is_none(), "its copy goes with its first row");
+            if self.config.prefix_cache {
                 assert_eq!(
                     num_indexed,
                     sequence.num_computed / block_size,
@@ -130,9 +132,7 @@ impl Scheduler {
 
     fn locks(&self) -> Vec<&Lock> {
         let of_tables = self.occupied().filter_map(|(_, sequence)| sequence.table.lock());
-        let of_sequences = self.occupied().filter_map(|(_, sequence)| sequence.copy.as_ref());
-        let of_steps = self.in_flight.iter().flat_map(|step| &step.copies);
-        let of_copies = of_sequences.chain(of_steps).map(|copy| copy.source());
+        let of_copies = self.in_flight.iter().flat_map(|step| &step.copies).map(|copy| copy.source());
         of_tables.chain(of_copies).collect()
     }
 }

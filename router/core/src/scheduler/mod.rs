@@ -212,18 +212,12 @@ impl Scheduler {
         }
         let mut sequence =
             self.slots[slot.0 as usize].take().expect("a slot in use has a sequence. This is a bug.");
-        if let Some(copy) = sequence.copy.take() {
-            // No step made the copy, so only shared blocks hold anything.
-            sequence.num_computed = sequence.table.num_indexed() * self.config.block_size as usize;
-            self.cache.copied(copy);
-        }
+        assert!(sequence.copy.is_none(), "the plan that admits a sequence has a row of it. This is a bug.");
         let table = std::mem::take(&mut sequence.table);
         self.cache.release(&sequence.namespace, table, &sequence.tokens[..sequence.num_computed]);
         self.num_draining -= 1;
         self.vacant_slots.push(slot);
-        if sequence.num_sent_blocks.is_some() {
-            self.finished_slots.push(slot);
-        }
+        self.finished_slots.push(slot);
         if leaving == Leaving::Requeue {
             sequence.back_to_waiting();
             self.enqueue(sequence);

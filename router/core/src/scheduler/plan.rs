@@ -50,10 +50,8 @@ impl Scheduler {
             return None;
         }
         let mut draft = Draft::new(self.next_step, self.config.max_step_tokens);
-        let is_undisturbed = self.plan_decodes(&mut draft);
-        if is_undisturbed {
-            self.admit(draft.num_tokens_left);
-        }
+        self.plan_decodes(&mut draft);
+        self.admit(draft.num_tokens_left);
         self.plan_prefills(&mut draft, now);
         self.debug_check();
         if draft.plan.rows.is_empty() {
@@ -66,28 +64,21 @@ impl Scheduler {
         Some(draft.plan)
     }
 
-    /// A row for each decoding sequence that has a block for it. Returns whether all had one.
-    fn plan_decodes(&mut self, draft: &mut Draft) -> bool {
-        let mut is_undisturbed = true;
+    /// A row for each decoding sequence that has a block for it.
+    fn plan_decodes(&mut self, draft: &mut Draft) {
+        let block_size = self.config.block_size as usize;
         let slots: Vec<Slot> = self.running.values().copied().collect();
         for slot in slots {
-            let block_size = self.config.block_size as usize;
-            let sequence = self.sequence_in(slot);
-            let Some(sequence) = sequence.filter(|s| s.phase == Phase::Decoding && s.wants_more_tokens())
-            else {
+            // One that was preempted for another is not there any more.
+            let Some(sequence) = &self.slots[slot.0 as usize] else { continue };
+            if sequence.phase != Phase::Decoding || !sequence.wants_more_tokens() {
                 continue;
-            };
-            if sequence.num_planned / block_size >= sequence.table.blocks().len() {
-                let num_preemptions = self.counters.preemptions;
-                let has_block = self.grow(slot);
-                is_undisturbed &= has_block && num_preemptions == self.counters.preemptions;
-                if !has_block {
-                    continue;
-                }
             }
-            self.add_row(draft, slot, RowInput::LastSampled, true);
+            let has_block = sequence.num_planned / block_size < sequence.table.blocks().len();
+            if has_block || self.grow(slot) {
+                self.add_row(draft, slot, RowInput::LastSampled, true);
+            }
         }
-        is_undisturbed
     }
 
     /// Chunks for the prefilling sequences.
@@ -203,10 +194,6 @@ impl Scheduler {
         self.events.push(Event::Preempted { sequence: id });
         self.drain(slot, Leaving::Requeue);
         self.vacate_if_drained(slot);
-    }
-
-    fn sequence_in(&self, slot: Slot) -> Option<&crate::sequence::Sequence> {
-        self.slots[slot.0 as usize].as_ref()
     }
 }
 

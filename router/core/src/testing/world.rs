@@ -41,6 +41,8 @@ pub struct World {
     pub outcomes: BTreeMap<SequenceId, Outcome>,
     /// All plans so far.
     pub plans: Vec<StepPlan>,
+    /// All events so far.
+    pub events: Vec<Event>,
     shard: ShardModel,
     outputs: VecDeque<StepOutput>,
     now: Tick,
@@ -55,6 +57,7 @@ impl World {
             scheduler: Scheduler::new(config).expect("the configuration is valid"),
             outcomes: BTreeMap::new(),
             plans: Vec::new(),
+            events: Vec::new(),
             outputs: VecDeque::new(),
             now: Tick(0),
         }
@@ -99,6 +102,7 @@ impl World {
         self.shard.committed(output.id);
         self.scheduler.check_invariants();
         events.iter().for_each(|event| self.note(event));
+        self.events.extend_from_slice(&events);
         Some(events)
     }
 
