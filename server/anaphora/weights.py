@@ -131,7 +131,8 @@ class SafetensorsSource:
 def _safetensors_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if not index.exists():
-        files = sorted(directory.glob("*.safetensors"))
+        whole = directory / "model.safetensors"  # beside it there may be the same weights under other names
+        files = [whole] if whole.exists() else sorted(directory.glob("*.safetensors"))
         if not files:
             raise ModelFileError(f"{directory} holds no *.safetensors file")
         return files
