@@ -27,16 +27,20 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]
     """Each array as a tensor on `device`. On a CPU they share memory: hand over arrays that nobody writes to."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
+    return _upload_packed(arrays, device, pin_memory=True)
+
+
+def _upload_packed(arrays: Sequence[NDArray[Any]], device: torch.device, *, pin_memory: bool) -> list[Tensor]:
     starts = []
     num_bytes = 0
     for array in arrays:
         starts.append(num_bytes)
         num_bytes += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    pinned = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    host = pinned.numpy()
+    staged = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pin_memory)
+    host = staged.numpy()
     for start, array in zip(starts, arrays, strict=True):
         host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    packed = pinned.to(device, non_blocking=True)
+    packed = staged.to(device, non_blocking=True)
     return [
         packed[start : start + array.nbytes].view(_TORCH_DTYPES[array.dtype]).view(array.shape)
         for start, array in zip(starts, arrays, strict=True)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from anaphora.batch import Batch, Slots
+from anaphora.staging import _upload_packed
 from anaphora.wire import BlockTableDelta, Limits, Step
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,3 +137,19 @@ def test_device_tables_follow_the_deltas() -> None:
     assert slots.block_tables[3].tolist() == [1, 2, 3, 7, 8, 0, 0, 0, 0, 0]
     assert slots.block_tables[0].tolist() == [0, 0, 0, 0, 9, 0, 0, 0, 0, 0]
     assert slots.gather(make_step([(3, 19, [1], True)])).context.kv_indices.tolist() == [8 * 4 + 3]
+
+
+def test_packed_arrays_come_out_as_they_went_in() -> None:
+    """What a GPU gets in one copy, on the CPU: every dtype, odd sizes, strides, nothing at all."""
+    arrays = [
+        np.arange(5, dtype=np.int64),
+        np.array([True, False, True]),
+        np.empty(0, np.int64),
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.arange(10, dtype=np.int32)[::3],
+        np.empty((0, 4), np.float32),
+    ]
+    for chosen in (arrays, arrays[2:3]):
+        tensors = _upload_packed(chosen, torch.device("cpu"), pin_memory=False)
+        for tensor, array in zip(tensors, chosen, strict=True):
+            assert torch.equal(tensor, torch.from_numpy(array.copy()))
