@@ -22,7 +22,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from anaphora import wire
-from anaphora.errors import InvalidStepError, ShardError, StepFailedError, SupersededError, status_of
+from anaphora.errors import (
+    InvalidRequestError,
+    InvalidStepError,
+    ShardError,
+    StepFailedError,
+    SupersededError,
+    status_of,
+)
 from anaphora.telemetry import StepSpan, Telemetry
 from anaphora.worker import PendingResult, Worker
 
@@ -89,7 +96,16 @@ class ShardService:
         def run() -> bytes:
             limits = wire.decode_limits(request)
             self._take_over(None, "Configure clears every slot")
-            num_blocks = self._device_thread.submit(lambda: self._worker.configure(limits)).result()
+            try:
+                num_blocks = self._device_thread.submit(lambda: self._worker.configure(limits)).result()
+            except InvalidRequestError:
+                raise
+            except Exception:
+                # What does not fit now will not fit at the next try, and other ranks may wait for this one: the
+                # launcher restarts the replica, a few times.
+                _LOG.critical("this shard cannot be configured")
+                self._on_broken()
+                raise
             return wire.encode_num_blocks(num_blocks)
 
         return _answer(context, run)

@@ -1,4 +1,4 @@
-"""The walls of ARCHITECTURE.md that no compiler holds up: who may import what, who reads flags, what git must not track."""
+"""The walls of ARCHITECTURE.md that no compiler holds up: imports, who reads flags, what git must not track."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ def test_invariant_2_protobuf_types_stop_at_two_files() -> None:
 
 
 def test_invariant_3_pyo3_lives_in_one_crate() -> None:
+    kinds = ("dependencies", "dev-dependencies", "build-dependencies")
     manifests = {file: tomllib.loads(file.read_text(encoding="utf-8")) for file in tracked("*Cargo.toml")}
 
     def dependents(name: str) -> list[str]:
         return [
             manifest["package"]["name"]
             for manifest in manifests.values()
-            if any(name in manifest.get(kind, {}) for kind in ("dependencies", "dev-dependencies", "build-dependencies"))
+            if any(name in manifest.get(kind, {}) for kind in kinds)
         ]
 
     assert dependents("pyo3") == ["anaphora-native"]
@@ -59,9 +60,8 @@ def test_invariant_3_pyo3_lives_in_one_crate() -> None:
 
 
 def test_invariant_4_imports_point_one_way() -> None:
-    contracts = subprocess.run(
-        [str(Path(sys.executable).with_name("lint-imports"))], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    linter = str(Path(sys.executable).with_name("lint-imports"))
+    contracts = subprocess.run([linter], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert contracts.returncode == 0, contracts.stdout + contracts.stderr
 
 

@@ -251,6 +251,8 @@ def test_configure_that_cannot_be(shard: Shard, limits: Limits, code: grpc.Statu
     with pytest.raises(grpc.RpcError) as error:
         shard.client.configure(limits)
     assert error.value.code() is code
+    # What no shard could do is the router's mistake; what this one cannot do ends it.
+    assert shard.is_broken.is_set() == (code is not grpc.StatusCode.INVALID_ARGUMENT)
     shard.client.configure(LIMITS)
     assert_next_stream_works(shard)
 

@@ -1,4 +1,4 @@
-"""paged_attention on a CPU, by `kernels/native`: reads keys and values where they lie, in tiles, on all threads of torch."""
+"""paged_attention on a CPU, by `kernels/native`: reads keys and values where they lie, in tiles, on torch's threads."""
 
 import torch
 from anaphora import _native
