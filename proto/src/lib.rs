@@ -9,7 +9,12 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// `anaphora.shard.v1`: what a router tells a shard to compute, step by step.
 #[allow(missing_docs, unreachable_pub, reason = "generated code")]
-#[allow(clippy::all, clippy::too_many_lines, clippy::allow_attributes_without_reason, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod shard {
     tonic::include_proto!("anaphora.shard.v1");
 }

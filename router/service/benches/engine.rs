@@ -31,11 +31,13 @@ fn main() {
             };
             let (shard, _) = FakeShard::new(FakeOptions { num_blocks: 16_384, ..FakeOptions::default() });
             let model = "bench".to_owned();
-            let (engine, task) = engine::start(EngineParts { shard, config, model, report: Box::new(|_| {}) });
+            let (engine, task) =
+                engine::start(EngineParts { shard, config, model, report: Box::new(|_| {}) });
             let task = tokio::spawn(task);
             engine.ready().await;
             let (began, num_rounds) = (Instant::now(), 1 + 512 / rows);
-            let clients = (0..rows).map(|client| tokio::spawn(client_loop(engine.clone(), client, num_rounds)));
+            let clients =
+                (0..rows).map(|client| tokio::spawn(client_loop(engine.clone(), client, num_rounds)));
             let num_tokens: u32 = futures::future::join_all(clients).await.into_iter().flatten().sum();
             let seconds = began.elapsed().as_secs_f64();
             engine.drain();

@@ -115,7 +115,10 @@ pub fn exit_code_from_args(args: Vec<OsString>) -> u8 {
 fn serve(config: Config) -> Result<(), RouterError> {
     let system = |what| move |source| RouterError::System { what, source };
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("starting threads"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(system("starting threads"))?;
     runtime.block_on(async {
         let telemetry = telemetry::init(&config.telemetry)?;
         let listener = bind(&config.http).await?;
@@ -164,7 +167,10 @@ pub async fn run(config: Config, listener: TcpListener, shutdown: Shutdown) -> R
 async fn drain(engine: &Engine, limit: Duration) {
     engine.drain();
     if timeout(limit, engine.stopped()).await.is_err() {
-        tracing::warn!(num_sequences = engine.num_live(), "the graceful timeout is over: ending what is left");
+        tracing::warn!(
+            num_sequences = engine.num_live(),
+            "the graceful timeout is over: ending what is left"
+        );
         engine.stop();
         engine.stopped().await;
     }
