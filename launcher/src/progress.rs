@@ -186,7 +186,8 @@ pub(crate) fn block(ready: &Ready, facts: &Facts) -> Vec<String> {
 /// A command that any shell runs and that this server answers.
 fn curl(url: &str, model: &str, facts: &Facts) -> String {
     let (path, body) = if facts.has_chat_template {
-        ("chat/completions", json!({"model": model, "messages": [{"role": "user", "content": "Say hello."}]}))
+        let messages = json!([{"role": "user", "content": "Say hello."}]);
+        ("chat/completions", json!({"model": model, "messages": messages, "max_tokens": 64}))
     } else {
         ("completions", json!({"model": model, "prompt": "Once upon a time", "max_tokens": 32}))
     };

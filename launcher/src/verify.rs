@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anaphora_model::ModelSummary;
+use anaphora_model::{ModelError, ModelSummary};
 
 use crate::cli::{self, ModelArgs};
 use crate::error::LaunchError;
@@ -30,6 +30,7 @@ pub(crate) fn verify(path: &Path, args: &ModelArgs) -> Result<Verified, LaunchEr
         cli::LoadFormat::Dummy => anaphora_model::LoadFormat::Dummy,
     };
     let summary: ModelSummary = anaphora_model::verify(path, load_format)?;
+    check_tokenizer(path, args)?;
     Ok(Verified {
         heads: Heads {
             num_attention_heads: summary.num_attention_heads,
@@ -47,6 +48,25 @@ impl Verified {
         let files = if self.num_bytes == 0 { String::new() } else { format!(", {}", bytes(self.num_bytes)) };
         format!("{}{files}", self.summary)
     }
+}
+
+/// That there is a tokenizer for the router to read. A GGUF file brings its own.
+fn check_tokenizer(path: &Path, args: &ModelArgs) -> Result<(), ModelError> {
+    let tokenizer = match &args.tokenizer {
+        Some(given) => given.as_path(),
+        None if path.is_dir() => path,
+        None => return Ok(()),
+    };
+    let file = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer.to_owned() };
+    if file.is_file() {
+        return Ok(());
+    }
+    Err(ModelError::Missing {
+        file,
+        expected: "a tokenizer in the format of Hugging Face's tokenizers library".to_owned(),
+        found: "there is no such file".to_owned(),
+        hint: "Copy the model's own beside its weights, or name another with --tokenizer.".to_owned(),
+    })
 }
 
 /// Whether there is a chat template, without rendering it; that is the router's business.
