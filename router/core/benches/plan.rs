@@ -1,7 +1,6 @@
 //! What planning and committing a step costs: with 1,000 sequences, and with contexts of 1,000 and 200,000 tokens.
 //!
 //! `cargo bench -p anaphora-core --bench plan`
-#![expect(missing_docs, reason = "criterion's macros generate undocumented functions")]
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 use std::time::{Duration, Instant};

@@ -1,7 +1,6 @@
 //! What the prefix index costs at the sizes that matter: a prompt of 200,000 tokens, and 1,000,000 indexed blocks.
 //!
 //! `cargo bench -p anaphora-core --bench radix`
-#![expect(missing_docs, reason = "criterion's macros generate undocumented functions")]
 
 use std::hint::black_box;
 

@@ -34,7 +34,7 @@ fn request(prompt: Vec<TokenId>, max_new_tokens: u32) -> Request {
 fn world_of(config: SchedulerConfig, requests: impl IntoIterator<Item = Request>) -> World {
     let mut world = World::new(config);
     for request in requests {
-        world.submit(request).unwrap();
+        world.submit(request).expect("it fits");
     }
     world
 }
@@ -46,7 +46,7 @@ fn rows(plan: &StepPlan) -> Vec<(u32, usize)> {
 
 /// How many tokens of its prompt each sequence found in the cache.
 fn cached(world: &World) -> Vec<u32> {
-    world.outcomes.values().map(|outcome| outcome.cached_tokens.unwrap()).collect()
+    world.outcomes.values().map(|outcome| outcome.cached_tokens.expect("it started")).collect()
 }
 
 /// All sequences ended by themselves, with the right tokens.

@@ -231,8 +231,9 @@ impl PrefixIndex {
         let key = &rest[..self.block_size.min(rest.len())];
         let below = children.range::<[TokenId], _>((Unbounded, Excluded(key))).next_back();
         let above = children.range::<[TokenId], _>((Included(key), Unbounded)).next();
-        let shared = |(neighbour, &child): (&Box<[TokenId]>, &NodeId)| (child, common_prefix(neighbour, key));
-        let best = [below.map(shared), above.map(shared)].into_iter().flatten().max_by_key(|(_, num)| *num);
+        let neighbours = [below, above].into_iter().flatten();
+        let best =
+            neighbours.map(|(other, &child)| (child, common_prefix(other, key))).max_by_key(|(_, num)| *num);
         best.filter(|(_, num_common)| *num_common > 0)
     }
 
