@@ -15,6 +15,7 @@ Everything lies under the user's cache directory, in folders that are renamed in
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def smollm2_gguf() -> Path:
     if cached.exists():
         return cached
     fetched = subprocess.run([*anaphora_command(), "fetch", SMOLLM2], check=True, stdout=subprocess.PIPE, text=True)
-    return Path(fetched.stdout.strip().splitlines()[-1])
+    return Path(json.loads(fetched.stdout.splitlines()[-1])["path"])
 
 
 def smollm2_safetensors() -> Path:
