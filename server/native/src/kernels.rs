@@ -56,7 +56,7 @@ fn with_pool<T>(num_threads: usize, work: impl FnOnce(&Pool) -> T) -> PyResult<T
 /// `shape` is `(num_heads, num_kv_heads, head_dim, block_size, max_blocks)`; `rows` is `(block_tables, query_starts,
 /// context_lengths)`, int32; `options` is `(scale, sliding_window, soft_cap, sinks)`.
 #[pyfunction]
-#[expect(unsafe_code, clippy::type_complexity, reason = "the boundary to Python, typed in `_native.pyi`")]
+#[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
 fn paged_attention_f32(
     py: Python<'_>,
     tensors: (Memory, Memory, Memory, Memory),
