@@ -33,9 +33,10 @@ fn output(plan: &StepPlan, token: TokenId) -> StepOutput {
 /// `num_sequences` sequences that all decode, with contexts of `num_prompt` tokens and more.
 fn decoding(num_sequences: u32, num_prompt: u32) -> Scheduler {
     let mut scheduler = Scheduler::new(SchedulerConfig {
-        num_blocks: num_sequences * (num_prompt + 2048).div_ceil(16),
+        // One sequence more than there are may run.
+        num_blocks: (num_sequences + 1) * (num_prompt + 2048).div_ceil(16),
         block_size: 16,
-        max_rows: num_sequences,
+        max_rows: num_sequences + 1,
         max_step_tokens: 65_536,
         max_context: num_prompt + 2048,
         max_in_flight: 2,

@@ -97,16 +97,18 @@ fn change(c: &mut Criterion) {
             insert(&mut index, &text(seed, 640), 40, &mut next);
         });
     });
-    let known = text(999, 16_000);
+    let known = text(u32::MAX, 16_000);
+    insert(&mut index, &known, 40, &mut next);
+    let found = index.find(&namespace(), &known);
+    assert_eq!(found.num_blocks, 1000);
     c.bench_function("find 16,000 tokens of 1,000,000 blocks", |b| {
         b.iter(|| index.find(&namespace(), black_box(&known)));
     });
     c.bench_function("miss in 1,000,000 blocks", |b| {
-        let unknown = text(u32::MAX, 1000);
+        let unknown = text(u32::MAX - 1, 1000);
         b.iter(|| index.find(&namespace(), black_box(&unknown)));
     });
-    let lock = index.acquire(&index.find(&namespace(), &known)).lock;
-    let mut lock = Some(lock.expect("the text was indexed"));
+    let mut lock = index.acquire(&found).lock;
     let mut length = 0;
     c.bench_function("append 1 block to a context of 1,000 and more", |b| {
         b.iter(|| {
