@@ -157,7 +157,7 @@ pub enum EngineEvent {
         /// What was seen of it.
         message: String,
     },
-    /// The ranks do not answer; whoever started them should kill them.
+    /// The ranks do not answer, neither to a step nor to a call; whoever started them should kill them.
     ShardStalled,
 }
 

@@ -95,6 +95,10 @@ impl<S: Shard> Task<S> {
             if last_error.as_ref() != Some(&error) {
                 tracing::info!(%error, "the shard is not ready; trying again");
             }
+            // A shard listens once it can answer, so one that listens and does not is stuck, and will not die of itself.
+            if matches!(error, ShardError::Timeout { .. }) {
+                (self.report)(EngineEvent::ShardStalled);
+            }
             last_error = Some(error);
             refusing(sleep(backoff), &mut self.commands, &self.context).await?;
             backoff = (backoff * 2).min(BACKOFF.1);

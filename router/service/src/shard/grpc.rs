@@ -54,7 +54,7 @@ pub struct GrpcOptions {
 impl Default for GrpcOptions {
     fn default() -> Self {
         Self {
-            describe_timeout: Duration::from_secs(10),
+            describe_timeout: Duration::from_secs(30),
             configure_timeout: Duration::from_secs(900),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(60),
@@ -296,7 +296,12 @@ impl Decoder for StepCodec {
 // === errors and agreement ===
 
 fn failed(rank: usize, call: &'static str, status: &Status) -> ShardError {
-    ShardError::Failed { rank, call, reason: format!("{:?}: {}", status.code(), status.message()) }
+    let reason = match std::error::Error::source(status) {
+        // Not the rank's words but the transport's.
+        Some(source) => format!("the connection broke: {}", innermost(source)),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    };
+    ShardError::Failed { rank, call, reason }
 }
 
 /// The cause that a person can act on: transports wrap it several times.

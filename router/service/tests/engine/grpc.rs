@@ -415,6 +415,9 @@ async fn a_rank_that_listens_and_says_nothing_times_out() {
     let _listener = UnixListener::bind(replica.socket(0)).unwrap();
     let error = replica.client().connect().await.unwrap_err();
     assert!(matches!(error, ShardError::Timeout { rank: 0, call: "Describe", .. }), "{error}");
+    // Nothing but its death helps, so whoever started it is asked for that.
+    let (_engine, mut events) = start(replica.client(), EngineConfig::default());
+    assert_eq!(events.recv().await, Some(EngineEvent::ShardStalled));
 }
 
 #[tokio::test]
