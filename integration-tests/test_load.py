@@ -50,8 +50,8 @@ def test_64_concurrent_streams_all_complete(smollm2: Server) -> None:
 
 def test_over_the_limit_is_429_with_retry_after(tiny: Server) -> None:
     """200 requests at a limit of 128: whoever is not taken is told at once, and whoever is taken completes."""
-    body = {"model": "tgi", "prompt": "Once upon a time", "max_tokens": 100, "ignore_eos": True, "temperature": 0}
-    native = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 100}}
+    body = {"model": "tgi", "prompt": "Once upon a time", "max_tokens": 40, "ignore_eos": True, "temperature": 0}
+    native = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 40}}
     posts = [("/v1/completions", body), ("/generate", native)] * 100
 
     async def one(session: aiohttp.ClientSession, path: str, json: object) -> tuple[str, int, str | None, dict]:

@@ -53,9 +53,9 @@ def test_stop_sequences(client: Client) -> None:
 
 
 def test_chat(client: Client) -> None:
-    message = Message(role="user", content="What is the capital of Spain?")
+    message = Message(role="user", content="What is the capital of France?")
     answer = client.chat([message], max_tokens=24, temperature=0.0)
-    assert "Madrid" in answer.choices[0].message.content
+    assert "Paris" in answer.choices[0].message.content
 
 
 def test_validation_error(client: Client) -> None:
