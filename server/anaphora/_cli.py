@@ -11,6 +11,9 @@ def main() -> int:
     """Run `anaphora` with `sys.argv` and return the exit code."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command == "shard":
+        from anaphora.config import limit_openmp_spinning  # noqa: PLC0415
+
+        limit_openmp_spinning()
         from anaphora import shard  # noqa: PLC0415 (torch: seconds)
 
         shard.main(sys.argv[2:])

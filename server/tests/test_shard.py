@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from anaphora import errors
-from anaphora.config import ShardConfig
+from anaphora.config import ShardConfig, limit_openmp_spinning
 from anaphora.wire import Limits, Sampling, Step, StepResult
 from grpc_client import Client, Stream
 from step_driver import Sequence, StepDriver
@@ -180,6 +180,16 @@ def test_defaults() -> None:
     config = ShardConfig.parse(MINIMAL)
     assert config.num_threads == len(os.sched_getaffinity(0))
     assert (config.rank, config.world_size, config.device, config.telemetry.otlp_endpoint) == (0, 1, "auto", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_openmp_threads_do_not_spin_for_long_unless_told_to(given: dict[str, str], spins: str | None) -> None:
+    environment = dict(given)
+    limit_openmp_spinning(environment)
+    assert environment.get("GOMP_SPINCOUNT") == spins
 
 
 def test_help_does_not_import_torch() -> None:
