@@ -4,6 +4,7 @@
     KV cache    kv_indices(block_tables, token_rows, positions, block_size)           -> [T]
                 kv_store(key, value, key_cache, value_cache, indices)                 in place
                 copy_blocks(pool, sources, destinations)                              in place
+    products    linear(x, weight, bias)                                               -> [T, out]
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
     rotary      rope(x, cos, sin)                                                     in place
     MLP         silu_mul(gate_up)                                                     -> [T, intermediate]
@@ -16,6 +17,7 @@ Every op takes `implementation=` to name one. This package depends on torch alon
 
 from anaphora_kernels.copy_blocks import copy_blocks
 from anaphora_kernels.kv_store import kv_indices, kv_store
+from anaphora_kernels.linear import linear
 from anaphora_kernels.paged_attention import AttentionMetadata, paged_attention
 from anaphora_kernels.rms_norm import rms_norm
 from anaphora_kernels.rope import rope
@@ -28,6 +30,7 @@ __all__ = [
     "copy_blocks",
     "kv_indices",
     "kv_store",
+    "linear",
     "paged_attention",
     "rms_norm",
     "rope",

@@ -46,9 +46,11 @@ REFERENCE = Implementation("reference")
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (REFERENCE,),
     "kv_store": (REFERENCE,),
+    "linear": (Implementation("blas", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})), REFERENCE),
     "paged_attention": (
-        Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})),
         Implementation("sdpa"),
+        # By name only: beside torch's own threads, which spin while they wait, its threads starve (kernels/LOG.md).
+        Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})),
         REFERENCE,
     ),
     "rms_norm": (REFERENCE,),

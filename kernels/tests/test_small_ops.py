@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from anaphora_kernels import copy_blocks, kv_indices, kv_store, rms_norm, rope, silu_mul
+from anaphora_kernels import copy_blocks, kv_indices, kv_store, linear, rms_norm, rope, silu_mul
 from anaphora_kernels.testing import assert_close, implementations
 
 TOKENS = [1, 2, 33]
@@ -28,6 +28,25 @@ def test_rms_norm(implementation: str, dtype: torch.dtype, tokens: int, hidden: 
     assert torch.equal(x, before)
     if residual is not None:
         assert torch.equal(residual, total)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("linear"))
+@pytest.mark.parametrize("tokens", [1, 2, 64, 65])
+@pytest.mark.parametrize("out_features", [1, 7, 48])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_linear(implementation: str, dtype: torch.dtype, tokens: int, out_features: int, *, with_bias: bool) -> None:
+    x, weight = normal(tokens, 24, dtype=dtype), normal(out_features, 24, dtype=dtype)
+    bias = normal(out_features, dtype=dtype) if with_bias else None
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            actual = linear(x, weight, bias, implementation=implementation)
+            assert actual.is_contiguous()
+            assert_close(actual, expected.to(dtype))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), implementations("silu_mul"))
