@@ -3,6 +3,7 @@
 With V rows over N ranks, each rank holds ceil(V / N); the last one's surplus is zero and never seen outside.
 """
 
+import anaphora_kernels
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -44,5 +45,5 @@ class VocabParallelHead(_VocabParallel):
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, hidden_size] -> [n, vocab_size]."""
-        logits = self.group.all_gather(F.linear(hidden, self.weight))
+        logits = self.group.all_gather(anaphora_kernels.linear(hidden, self.weight))
         return logits[:, : self.vocab_size]

@@ -9,8 +9,8 @@ A column-parallel layer feeds a row-parallel one, so that a pair costs one all-r
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import anaphora_kernels
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anaphora.layers.parameters import Part, Placement
@@ -38,7 +38,7 @@ class ColumnParallelLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in_features] -> [T, sum(sizes)]."""
-        return F.linear(x, self.weight, self.bias)
+        return anaphora_kernels.linear(x, self.weight, self.bias)
 
     def parts(self, *names: str) -> dict[str, Part]:
         """One checkpoint name per output."""
@@ -113,8 +113,8 @@ class RowParallelLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[T, this rank's inputs] -> [T, out_features]."""
         if self.group.world_size == 1:
-            return F.linear(x, self.weight, self.bias)
-        out = self.group.all_reduce(F.linear(x, self.weight))
+            return anaphora_kernels.linear(x, self.weight, self.bias)
+        out = self.group.all_reduce(anaphora_kernels.linear(x, self.weight))
         return out if self.bias is None else out.add_(self.bias)  # once, after the sum over ranks
 
     def parts(self, name: str) -> dict[str, Part]:
