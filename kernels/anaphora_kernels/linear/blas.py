@@ -1,7 +1,7 @@
 """linear on a CPU by the BLAS that torch has, asked in the way that puts all threads to work on few rows.
 
-A product with few rows is a read of the weights, so it takes as many threads as memory can feed. Asked for x @ weight.T
-with few rows, MKL 2024.2 uses one (2 cores of a Zen 3, a [3072, 576] weight, F.linear -> as below, ms):
+A product with few rows is a read of the weights, so it takes as many threads as the memory can feed. Asked for
+x @ weight.T, MKL 2024.2 uses one. For a [3072, 576] weight on 2 cores of a Zen 3, F.linear -> as below, in ms:
 
     1 row     0.48 -> 0.26    one batched product over horizontal slices of the weight, a slice to a thread
     2 to 64   1.37 -> 0.93    (8 rows)   weight @ x.T, transposed back: the long side is the one that is divided
