@@ -184,7 +184,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("given", "spins"),
-    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    [({}, "100"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_openmp_threads_do_not_spin_for_long_unless_told_to(given: dict[str, str], spins: str | None) -> None:
     environment = dict(given)
