@@ -71,7 +71,6 @@ def test_tiny_in_a_pool_that_preempts(model: Callable[[], Path], chunk: str, sta
     check(server, at_once(expected), width=WIDTH)  # cold
     assert preemptions(server) > 0
     check(server, at_once(expected), width=WIDTH)  # with what the evictions left
-    check(server, expected, width=1)
     server.assert_idle()
 
 
@@ -110,11 +109,11 @@ def test_smollm2_gguf(smollm2: Server) -> None:
 
 
 def test_smollm2_safetensors_in_small_chunks_and_a_pool_that_preempts(start: Start) -> None:
-    """Chunks of 16: one at a time on a cold cache, then 32 at once in a pool of 512 tokens."""
+    """Chunks of 16 in a pool of 512 tokens: a few one at a time on a cold cache, then 32 at once."""
     expected = expect(smollm2_safetensors())
     limits = ("--max-batch-total-tokens", str(SMALL_POOL["smollm2"]), "--max-batch-prefill-tokens", "16")
     server = start(smollm2_safetensors(), *limits)
-    check(server, expected, width=1)
+    check(server, expected[:4], width=1)
     check(server, at_once(expected), width=WIDTH)
     assert preemptions(server) > 0
     server.assert_idle()
