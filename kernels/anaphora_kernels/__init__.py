@@ -7,7 +7,7 @@
     products    linear(x, weight, bias)                                               -> [T, out]
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
     rotary      rope(x, cos, sin)                                                     in place
-    MLP         silu_mul(gate_up)                                                     -> [T, intermediate]
+    MLP         silu_mul(gate_up), gelu_mul(gate_up)                                  -> [T, intermediate]
     sampling    sampling(logits, metadata)                                            -> Samples of [R]
 
 T is the number of tokens of a step, all rows together. Shapes, contract and layout stand in each op's folder, beside
@@ -16,6 +16,7 @@ Every op takes `implementation=` to name one. This package depends on torch alon
 """
 
 from anaphora_kernels.copy_blocks import copy_blocks
+from anaphora_kernels.gelu_mul import gelu_mul
 from anaphora_kernels.kv_store import kv_indices, kv_store
 from anaphora_kernels.linear import linear
 from anaphora_kernels.paged_attention import AttentionMetadata, paged_attention
@@ -28,6 +29,7 @@ __all__ = [
     "AttentionMetadata",
     "SamplingMetadata",
     "copy_blocks",
+    "gelu_mul",
     "kv_indices",
     "kv_store",
     "linear",

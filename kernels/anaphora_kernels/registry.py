@@ -45,6 +45,7 @@ REFERENCE = Implementation("reference")
 # In order of preference: the first row that supports the device and the dtype is chosen.
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (REFERENCE,),
+    "gelu_mul": (REFERENCE,),
     "kv_store": (REFERENCE,),
     "linear": (Implementation("blas", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})), REFERENCE),
     "paged_attention": (

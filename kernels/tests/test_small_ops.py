@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from anaphora_kernels import copy_blocks, kv_indices, kv_store, linear, rms_norm, rope, silu_mul
+from anaphora_kernels import copy_blocks, gelu_mul, kv_indices, kv_store, linear, rms_norm, rope, silu_mul
 from anaphora_kernels.testing import assert_close, implementations
 
 TOKENS = [1, 2, 33]
@@ -16,8 +16,12 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("hidden", [8, 576])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_rms_norm(implementation: str, dtype: torch.dtype, tokens: int, hidden: int, *, with_residual: bool) -> None:
-    x, weight = normal(tokens, hidden, dtype=dtype) * 3, normal(hidden, dtype=dtype)
+@pytest.mark.parametrize("wide_weight", [False, True])
+def test_rms_norm(
+    implementation: str, dtype: torch.dtype, tokens: int, hidden: int, *, with_residual: bool, wide_weight: bool
+) -> None:
+    x = normal(tokens, hidden, dtype=dtype) * 3
+    weight = normal(hidden, dtype=torch.float32 if wide_weight else dtype)
     residual = normal(tokens, hidden, dtype=dtype).flip(0) if with_residual else None
     total = x if residual is None else residual + x
     wide = total.double()
@@ -56,6 +60,17 @@ def test_silu_mul(implementation: str, dtype: torch.dtype, tokens: int) -> None:
     before = gate_up.clone()
     gate, up = gate_up.double().chunk(2, -1)
     assert_close(silu_mul(gate_up, implementation=implementation), (gate / (1 + (-gate).exp()) * up).to(dtype))
+    assert torch.equal(gate_up, before)
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("gelu_mul"))
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_gelu_mul(implementation: str, dtype: torch.dtype, tokens: int) -> None:
+    gate_up = normal(tokens, 2 * 24, dtype=dtype)
+    before = gate_up.clone()
+    gate, up = gate_up.double().chunk(2, -1)
+    gelu = gate / 2 * (1 + ((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)).tanh())
+    assert_close(gelu_mul(gate_up, implementation=implementation), (gelu * up).to(dtype))
     assert torch.equal(gate_up, before)
 
 

@@ -10,7 +10,7 @@ from anaphora_kernels import registry
 
 def rms_norm(
     x: Tensor,  # [T, hidden]
-    weight: Tensor,  # [hidden]
+    weight: Tensor,  # [hidden], dtype of x or float32
     eps: float,
     *,
     residual: Tensor | None = None,  # [T, hidden], dtype of x; written: it becomes residual + x
@@ -18,7 +18,8 @@ def rms_norm(
 ) -> Tensor:
     """normalise(residual + x) * weight, or normalise(x) * weight: [T, hidden], dtype of x.
 
-    The sum is rounded to the dtype of x; the normalisation is float32, rounded before it is multiplied by the weight.
+    The sum is rounded to the dtype of x. The normalisation is float32, rounded to the dtype of the weight before it is
+    multiplied by it: Llama rounds to the dtype of x before the product, Gemma (float32 weights) after it.
     """
     run = registry.select("rms_norm", x.device.type, x.dtype, implementation)
     out: Tensor = run(x, weight, eps, residual=residual)

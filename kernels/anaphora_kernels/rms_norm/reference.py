@@ -10,4 +10,4 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None =
         x = residual.add_(x)
     wide = x.to(torch.float32)
     normalised = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
-    return weight * normalised.to(x.dtype)
+    return (weight * normalised.to(weight.dtype)).to(x.dtype)
