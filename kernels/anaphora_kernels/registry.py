@@ -38,6 +38,7 @@ class Implementation:
     name: str  # also the module's name inside the op's folder
     devices: frozenset[str] = ANY  # torch device types
     dtypes: frozenset[torch.dtype] = FLOATS  # of the activations
+    capturable: bool = False  # paged_attention: a CUDA graph of it serves other lengths (see the op's module)
 
 
 REFERENCE = Implementation("reference")
@@ -70,6 +71,11 @@ def select(op: str, device_type: str, dtype: torch.dtype, implementation: str | 
 
     Raises UnknownImplementationError if nothing in the table fits, BackendImportError if what fits cannot be imported.
     """
+    return _load(op, choose(op, device_type, dtype, implementation).name)
+
+
+def choose(op: str, device_type: str, dtype: torch.dtype, implementation: str | None = None) -> Implementation:
+    """The row that `select` loads. Raises UnknownImplementationError if nothing in the table fits."""
     rows = IMPLEMENTATIONS.get(op)
     if rows is None:
         raise UnknownImplementationError(f"no op {op!r}; there are {', '.join(IMPLEMENTATIONS)}")
@@ -77,7 +83,7 @@ def select(op: str, device_type: str, dtype: torch.dtype, implementation: str | 
         if implementation not in (None, row.name):
             continue
         if device_type in row.devices and dtype in row.dtypes:
-            return _load(op, row.name)
+            return row
     wanted = f"{implementation!r} implementation" if implementation else "implementation"
     names = ", ".join(row.name for row in rows)
     raise UnknownImplementationError(f"{op} has no {wanted} for {dtype} on {device_type}; there are: {names}")

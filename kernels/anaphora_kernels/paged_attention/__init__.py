@@ -13,6 +13,11 @@ i of the row stands at position C - Q + i and sees the positions
 
 so decoding (Q = 1), a chunk of a prompt (Q > 1, C > Q) and a whole prompt (C = Q) are one case, and mix freely.
 Cells of the pool outside of `[0, C)` of a row may hold anything, NaN included: they never reach a result.
+
+A CUDA graph is captured once and replayed for other steps of its shape, whose rows have other lengths. Then
+(`is_captured`) the host's numbers are upper bounds, and only the device's are true; rows with Q = 0 and C = 0 may
+stand at the end. An implementation that the registry calls `capturable` launches by the bounds, and reads the rest on
+the device.
 """
 
 from collections.abc import Sequence
@@ -39,9 +44,10 @@ class AttentionMetadata:
 
     host_query_lengths: tuple[int, ...]  # [rows], all >= 1
     host_context_lengths: tuple[int, ...]  # [rows], the same numbers as context_lengths
-    num_queries: int  # the sum of the query lengths = T
+    num_queries: int  # T: the sum of the query lengths
     max_query_length: int
     max_context_length: int
+    is_captured: bool = False  # the numbers above, but num_queries, are upper bounds: see the module
 
     # What an implementation derives from the above in the first layer and reads in the others; the key is its own.
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
