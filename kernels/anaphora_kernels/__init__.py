@@ -3,6 +3,7 @@
     attention   paged_attention(query, key_cache, value_cache, metadata, scale, ...)  -> [T, heads, head_dim]
     KV cache    kv_indices(block_tables, token_rows, positions, block_size)           -> [T]
                 kv_store(key, value, key_cache, value_cache, indices)                 in place
+                rope_kv_store(query, key, value, cos, sin, key_cache, value_cache, indices)   in place: rope, kv_store
                 copy_blocks(pool, sources, destinations)                              in place
     products    linear(x, weight, bias)                                               -> [T, out]
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
@@ -20,14 +21,17 @@ from anaphora_kernels.gelu_mul import gelu_mul
 from anaphora_kernels.kv_store import kv_indices, kv_store
 from anaphora_kernels.linear import linear
 from anaphora_kernels.paged_attention import AttentionMetadata, paged_attention
+from anaphora_kernels.paged_attention.shared_prefixes import SharedPrefixes
 from anaphora_kernels.rms_norm import rms_norm
 from anaphora_kernels.rope import rope
+from anaphora_kernels.rope_kv_store import rope_kv_store
 from anaphora_kernels.sampling import SamplingMetadata, sampling
 from anaphora_kernels.silu_mul import silu_mul
 
 __all__ = [
     "AttentionMetadata",
     "SamplingMetadata",
+    "SharedPrefixes",
     "copy_blocks",
     "gelu_mul",
     "kv_indices",
@@ -36,6 +40,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "rope",
+    "rope_kv_store",
     "sampling",
     "silu_mul",
 ]

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+FP8 = frozenset({torch.float8_e4m3fn})
 ANY = frozenset({"cpu", "cuda"})
 
 
@@ -37,26 +38,28 @@ class Implementation:
 
     name: str  # also the module's name inside the op's folder
     devices: frozenset[str] = ANY  # torch device types
-    dtypes: frozenset[torch.dtype] = FLOATS  # of the activations
+    dtypes: frozenset[torch.dtype] = FLOATS  # of the activations; of the cache, in ops that have one
     capturable: bool = False  # paged_attention: a CUDA graph of it serves other lengths (see the op's module)
 
 
 REFERENCE = Implementation("reference")
+CACHE_REFERENCE = Implementation("reference", dtypes=FLOATS | FP8)
 
 # In order of preference: the first row that supports the device and the dtype is chosen.
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
-    "copy_blocks": (REFERENCE,),
+    "copy_blocks": (CACHE_REFERENCE,),
     "gelu_mul": (REFERENCE,),
-    "kv_store": (REFERENCE,),
+    "kv_store": (CACHE_REFERENCE,),
     "linear": (Implementation("blas", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})), REFERENCE),
     "paged_attention": (
-        Implementation("sdpa"),
+        Implementation("sdpa", dtypes=FLOATS | FP8),
         # By name only: beside torch's own threads, which spin while they wait, its threads starve (kernels/LOG.md).
         Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})),
-        REFERENCE,
+        CACHE_REFERENCE,
     ),
     "rms_norm": (REFERENCE,),
     "rope": (REFERENCE,),
+    "rope_kv_store": (CACHE_REFERENCE,),
     "sampling": (REFERENCE,),
     "silu_mul": (REFERENCE,),
 }

@@ -6,22 +6,25 @@ from torch import Tensor
 from anaphora_kernels import registry
 
 # Absolute and relative, for results of order 1.
-TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float8_e4m3fn: 8e-2}
 
 
 def implementations(op: str, device_type: str = "cpu") -> list[tuple[str, torch.dtype]]:
-    """(name, dtype): every implementation of `op` that the table lists for this device type."""
+    """(name, dtype of the activations): every implementation of `op` that the table lists for this device type."""
     return [
         (row.name, dtype)
         for row in registry.IMPLEMENTATIONS[op]
         if device_type in row.devices
-        for dtype in sorted(row.dtypes, key=str)
+        for dtype in sorted(row.dtypes & registry.FLOATS, key=str)
     ]
 
 
-def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal in shape and dtype, and in value within the dtype's tolerance; the error reports the largest difference."""
-    tolerance = TOLERANCES[expected.dtype]
+def assert_close(actual: Tensor, expected: Tensor, *, dtype: torch.dtype | None = None) -> None:
+    """Equal in shape and dtype, and in value within the tolerance of `dtype`; the error reports the largest difference.
+
+    `dtype` is that of `expected` unless something on the way was rounded to another.
+    """
+    tolerance = TOLERANCES[dtype or expected.dtype]
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise AssertionError(f"{actual.shape} {actual.dtype}, expected {expected.shape} {expected.dtype}")
     difference = (actual.float() - expected.float()).abs()

@@ -147,3 +147,16 @@ def test_a_small_gather_budget_and_a_small_mask_change_nothing(monkeypatch: pyte
     for batch in BATCHES.values():
         check(batch, implementation="sdpa")
     check(BATCHES["tiles"], implementation="sdpa", sliding_window=30)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "sdpa"])
+def test_fp8_caches(implementation: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    caches = torch.randn(2, 6, 16, 2, 16, generator=random).to(torch.float8_e4m3fn)
+    scales = torch.tensor([[0.5, 2.0], [3.0, 0.25]])
+    metadata = AttentionMetadata.build(torch.tensor([[5, 0, 2], [3, 1, 4]], dtype=torch.int32), [1, 20], [33, 40])
+    query = torch.randn(21, 6, 16, generator=random)
+    wide = caches.float() * scales.view(2, 1, 1, 2, 1)
+    expected = paged_attention(query, wide[0], wide[1], metadata, 0.25, implementation="reference")
+    names = {"key_scale": scales[0], "value_scale": scales[1], "implementation": implementation}
+    assert_close(paged_attention(query, *caches, metadata, 0.25, **names), expected)

@@ -9,7 +9,7 @@ from anaphora_kernels.registry import BackendImportError, Implementation, Unknow
 @pytest.mark.parametrize("op", registry.IMPLEMENTATIONS)
 def test_every_row_of_the_table_can_be_loaded_and_the_reference_comes_last(op: str) -> None:
     rows = registry.IMPLEMENTATIONS[op]
-    assert rows[-1] == registry.REFERENCE
+    assert rows[-1].name == "reference"
     for row in rows:
         if "cpu" in row.devices:
             assert registry.select(op, "cpu", min(row.dtypes, key=str), row.name).__name__ == op

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from anaphora_kernels import copy_blocks, gelu_mul, kv_indices, kv_store, linear, rms_norm, rope, silu_mul
+from anaphora_kernels import (
+    copy_blocks,
+    gelu_mul,
+    kv_indices,
+    kv_store,
+    linear,
+    rms_norm,
+    rope,
+    rope_kv_store,
+    silu_mul,
+)
 from anaphora_kernels.testing import assert_close, implementations
 
 TOKENS = [1, 2, 33]
@@ -106,6 +116,53 @@ def test_kv_store_writes_its_cells_and_no_others(implementation: str, dtype: tor
         flat = cache.view(24, 2, 8)
         assert torch.equal(flat[cells], stored)
         assert int(flat.isnan().all(-1).all(-1).sum()) == 24 - 5
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("kv_store"))
+def test_kv_store_in_fp8_saturates_and_skips_negative_cells(implementation: str, dtype: torch.dtype) -> None:
+    caches = torch.full((2, 3, 4, 2, 8), float("nan")).to(torch.float8_e4m3fn)
+    key, value = normal(3, 2, 8, dtype=dtype), normal(3, 2, 8, dtype=dtype).flip(0)
+    value[0, 1, 0] = 60_000
+    scales = torch.tensor([[0.5, 0.01], [2.0, 1.0]])
+    cells = torch.tensor([7, -1, 0])
+    names = {"key_scale": scales[0], "value_scale": scales[1]}
+    kv_store(key, value, *caches, cells, implementation=implementation, **names)
+    for cache, x, scale in zip(caches, (key, value), scales, strict=True):
+        quotients = (x.double() / scale.double().view(-1, 1))[[0, 2]].clamp(-448, 448)
+        stored = cache.view(12, 2, 8)[[7, 0]].double()
+        exponents = quotients.abs().clamp(min=2**-6).log2().floor()
+        assert bool(((stored - quotients).abs() <= 2 ** (exponents - 4) * (1 + 1e-6)).all())  # half of a last place
+        assert int(cache.float().isnan().sum()) == 10 * 16
+    assert float(caches[1].view(12, 2, 8)[7, 1, 0].float()) == 448
+
+
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("rope_kv_store"))
+@pytest.mark.parametrize("in_fp8", [False, True])
+def test_rope_kv_store_is_rope_and_then_kv_store(implementation: str, dtype: torch.dtype, *, in_fp8: bool) -> None:
+    heads = normal(3, 7, 16, dtype=dtype)
+    expected = heads.clone()
+    angles = normal(3, 4) * 10
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    cells = torch.tensor([5, 2, 7])
+    scales = {"key_scale": torch.tensor([0.5, 0.1]), "value_scale": torch.tensor([1.0, 2.0])} if in_fp8 else {}
+    shape = (2, 2, 4, 2, 16)
+    expected_caches, caches = (torch.zeros(shape, dtype=torch.float8_e4m3fn if in_fp8 else dtype) for _ in range(2))
+    rope(expected[:, :5], cos, sin, implementation="reference")
+    kv_store(expected[:, 3:5], expected[:, 5:], *expected_caches, cells, implementation="reference", **scales)
+
+    query, key, value = heads[:, :3], heads[:, 3:5], heads[:, 5:]
+    rope_kv_store(query, key, value, cos, sin, *caches, cells, implementation=implementation, **scales)
+    assert_close(query, expected[:, :3])
+    assert torch.equal(value, expected[:, 5:])
+    assert_close(caches.float(), expected_caches.float(), dtype=torch.float8_e4m3fn if in_fp8 else dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+def test_copies_of_blocks_are_bytes(dtype: torch.dtype) -> None:
+    pool = normal(1, 2, 4, 2, 1, 4).to(dtype)
+    expected = pool[:, :, 3].float().clone()
+    copy_blocks(pool, torch.tensor([3]), torch.tensor([0]))
+    assert torch.equal(pool[:, :, 0].float(), expected)
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), implementations("copy_blocks"))

@@ -26,10 +26,15 @@ def kv_store(
     value: Tensor,  # like key
     key_cache: Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim], contiguous; written
     value_cache: Tensor,  # like key_cache; written
-    indices: Tensor,  # [T] int64: KV index of each token, all different
+    indices: Tensor,  # [T] int64: KV index of each token, all different; a negative one stores nothing
     *,
+    key_scale: Tensor | None = None,  # [num_kv_heads] float32 > 0; with caches of float8_e4m3fn
+    value_scale: Tensor | None = None,  # like key_scale
     implementation: str | None = None,
 ) -> None:
-    """Stores token t's key and value in cell `indices[t]`."""
-    run = registry.select("kv_store", key.device.type, key.dtype, implementation)
-    run(key, value, key_cache, value_cache, indices)
+    """Stores token t's key and value in cell `indices[t]`; FP8: divided by its head's scale, saturated, rounded.
+
+    An FP8 cache needs both scales: what it holds, times the scale, is the key or value.
+    """
+    run = registry.select("kv_store", key.device.type, key_cache.dtype, implementation)
+    run(key, value, key_cache, value_cache, indices, key_scale=key_scale, value_scale=value_scale)

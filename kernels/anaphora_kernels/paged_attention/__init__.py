@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from anaphora_kernels import registry
+from anaphora_kernels.paged_attention.shared_prefixes import SharedPrefixes
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class AttentionMetadata:
     max_query_length: int
     max_context_length: int
     is_captured: bool = False  # the numbers above, but num_queries, are upper bounds: see the module
+
+    # A hint that an implementation may ignore; of steps in which every row has one query.
+    shared_prefixes: SharedPrefixes | None = None
 
     # What an implementation derives from the above in the first layer and reads in the others; the key is its own.
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -88,7 +92,7 @@ class AttentionMetadata:
 
 def paged_attention(
     query: Tensor,  # [T, num_heads, head_dim]
-    key_cache: Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim], dtype of query
+    key_cache: Tensor,  # [num_blocks, block_size, num_kv_heads, head_dim], dtype of query or float8_e4m3fn
     value_cache: Tensor,  # like key_cache
     metadata: AttentionMetadata,
     scale: float,  # multiplies query . key, usually head_dim ** -0.5
@@ -96,6 +100,8 @@ def paged_attention(
     sliding_window: int | None = None,  # positions that a query sees, itself included; >= 1
     soft_cap: float | None = None,  # scores s become soft_cap * tanh(s / soft_cap), before the mask
     sinks: Tensor | None = None,  # [num_heads]: a logit per head that takes probability and gives no value
+    key_scale: Tensor | None = None,  # [num_kv_heads] float32: a key is what the FP8 cache holds times this
+    value_scale: Tensor | None = None,  # like key_scale; both or neither, and only with an FP8 cache
     implementation: str | None = None,
 ) -> Tensor:
     """Attention of every query over its row's context: [T, num_heads, head_dim], dtype of query.
@@ -103,15 +109,9 @@ def paged_attention(
     Grouped-query attention: query head h reads KV head h // (num_heads // num_kv_heads). The softmax is taken in
     float32.
     """
-    run = registry.select("paged_attention", query.device.type, query.dtype, implementation)
-    out: Tensor = run(
-        query,
-        key_cache,
-        value_cache,
-        metadata,
-        scale,
-        sliding_window=sliding_window,
-        soft_cap=soft_cap,
-        sinks=sinks,
-    )
+    run = registry.select("paged_attention", query.device.type, key_cache.dtype, implementation)
+    options: dict[str, Any] = {"sliding_window": sliding_window, "soft_cap": soft_cap, "sinks": sinks}
+    if key_scale is not None:  # rows of the table without FP8 need not know the word
+        options |= {"key_scale": key_scale, "value_scale": value_scale}
+    out: Tensor = run(query, key_cache, value_cache, metadata, scale, **options)
     return out

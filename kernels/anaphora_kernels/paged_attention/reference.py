@@ -16,6 +16,8 @@ def paged_attention(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
 ) -> Tensor:
     """See `anaphora_kernels.paged_attention`."""
     block_size, num_kv_heads = key_cache.shape[1:3]
@@ -28,8 +30,8 @@ def paged_attention(
         stop = start + num_queries
         positions = torch.arange(context_length, device=query.device)
         blocks = metadata.block_tables[row, positions // block_size]
-        keys = key_cache[blocks, positions % block_size].repeat_interleave(group, dim=1).float()
-        values = value_cache[blocks, positions % block_size].repeat_interleave(group, dim=1).float()
+        keys = _read(key_cache, blocks, positions % block_size, key_scale).repeat_interleave(group, dim=1)
+        values = _read(value_cache, blocks, positions % block_size, value_scale).repeat_interleave(group, dim=1)
 
         scores = torch.einsum("qhd,khd->hqk", query[start:stop].float(), keys) * scale
         if soft_cap is not None:
@@ -46,3 +48,9 @@ def paged_attention(
         out[start:stop] = torch.einsum("hqk,khd->qhd", probabilities, values).to(out.dtype)
         start = stop
     return out
+
+
+def _read(cache: Tensor, blocks: Tensor, offsets: Tensor, scale: Tensor | None) -> Tensor:
+    """What these cells hold, in float32: [n, num_kv_heads, head_dim]."""
+    cells = cache[blocks, offsets].float()
+    return cells if scale is None else cells * scale.view(-1, 1)

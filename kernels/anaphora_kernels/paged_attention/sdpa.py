@@ -77,6 +77,8 @@ class Scoring:
     scale: float
     soft_cap: float | None
     sinks: Tensor | None  # [kv_heads, group, 1] float32
+    key_scale: Tensor | None  # [kv_heads] float32; of FP8 caches
+    value_scale: Tensor | None
 
 
 def paged_attention(
@@ -89,6 +91,8 @@ def paged_attention(
     sliding_window: int | None = None,
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
+    key_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
 ) -> Tensor:
     """See `anaphora_kernels.paged_attention`."""
     _, block_size, num_kv_heads, head_dim = key_cache.shape
@@ -99,7 +103,8 @@ def paged_attention(
         plan = metadata.plans[key] = _plan(metadata, block_size, token_bytes, sliding_window, query.dtype)
 
     grouped = query.view(len(query), num_kv_heads, -1, head_dim)
-    scoring = Scoring(scale, soft_cap, None if sinks is None else sinks.float().view(num_kv_heads, -1, 1))
+    sinks = None if sinks is None else sinks.float().view(num_kv_heads, -1, 1)
+    scoring = Scoring(scale, soft_cap, sinks, key_scale, value_scale)
     if plan.groups and plan.groups[0].is_whole_step:
         return _decode(plan.groups[0], grouped, key_cache, value_cache, scoring).reshape(query.shape)
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -114,8 +119,8 @@ def paged_attention(
 def _decode(group: DecodeGroup, query: Tensor, key_cache: Tensor, value_cache: Tensor, scoring: Scoring) -> Tensor:
     """Attention of a group's rows: [n, kv_heads, group, head_dim]."""
     shape = (group.num_rows, -1, *key_cache.shape[2:])
-    keys = _gather(key_cache, group.cells).view(shape).transpose(1, 2)
-    values = _gather(value_cache, group.cells).view(shape).transpose(1, 2)
+    keys = _gather(key_cache, group.cells, scoring.key_scale, query.dtype).view(shape).transpose(1, 2)
+    values = _gather(value_cache, group.cells, scoring.value_scale, query.dtype).view(shape).transpose(1, 2)
     q = query if group.is_whole_step else query.index_select(0, group.tokens)
     return _attend(q, keys, values, group.mask, scoring, scoring.sinks)
 
@@ -124,8 +129,9 @@ def _append(chunk: Chunk, query: Tensor, key_cache: Tensor, value_cache: Tensor,
     """Attention of one row's queries, into their places in `out`."""
     shape = (len(chunk.cells), key_cache.shape[2], 1, -1)
     expanded = (-1, query.shape[2], -1, -1)  # every query head of a KV head reads the same memory
-    keys = _gather(key_cache, chunk.cells).view(shape).permute(1, 2, 0, 3).expand(expanded)
-    values = _gather(value_cache, chunk.cells).view(shape).permute(1, 2, 0, 3).expand(expanded)
+    keys = _gather(key_cache, chunk.cells, scoring.key_scale, query.dtype).view(shape)
+    values = _gather(value_cache, chunk.cells, scoring.value_scale, query.dtype).view(shape)
+    keys, values = keys.permute(1, 2, 0, 3).expand(expanded), values.permute(1, 2, 0, 3).expand(expanded)
     sinks = None if scoring.sinks is None else scoring.sinks.unsqueeze(-1)
     for tile in chunk.tiles:
         q = query[tile.queries].permute(1, 2, 0, 3)
@@ -133,9 +139,13 @@ def _append(chunk: Chunk, query: Tensor, key_cache: Tensor, value_cache: Tensor,
         out[tile.queries] = result.permute(2, 0, 1, 3)
 
 
-def _gather(cache: Tensor, cells: Tensor) -> Tensor:
+def _gather(cache: Tensor, cells: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The keys or values in `cells`: [n, kv_heads * head_dim]. Whole tokens are copied, which is quicker than heads."""
-    return cache.view(-1, cache.shape[2] * cache.shape[3]).index_select(0, cells)
+    flat = cache.view(-1, cache.shape[2] * cache.shape[3])
+    if scale is None:
+        return flat.index_select(0, cells)
+    bits = flat.view(torch.uint8).index_select(0, cells)  # torch selects bytes, not FP8
+    return bits.view(cache.dtype).to(dtype) * scale.to(dtype).repeat_interleave(cache.shape[3])
 
 
 def _attend(
