@@ -1,19 +1,21 @@
-"""From a step to the tensors of one forward pass.
+"""From a step to the inputs of one forward pass.
 
 A shard mirrors two things of each row slot, on the device: the block table, and the token sampled last. `Slots` keeps
-them up to date by deltas; `Slots.gather` lays the rows of a step one after another:
+them up to date by deltas; `Slots.lay_out` lays the rows of a step one after another:
 
     row            0           1   2                    (three rows: a chunk of 4, a decode, a chunk of 3)
-    token_ids     [a b c d]   [x] [e f g]                x: what the slot sampled last, read on the device
+    tokens        [a b c d]   [x] [e f g]                x: what the slot sampled last, read on the device
     positions     [8 9 10 11] [5] [0 1 2]
     query_starts   0           4   5         8
+
+    step --lay_out--> Layout (numpy) --pad, if a graph serves it--> Layout --one copy--> Inputs --> forward pass
 
 All of it is numpy over whole arrays and one upload: no Python work per row. What a step says is checked before
 anything of it reaches the device, where a bad index would be another sequence's memory.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,26 +28,69 @@ from anaphora.errors import InvalidStepError
 from anaphora.staging import upload
 from anaphora.wire import BlockTableDelta, Limits, Step, U32Array
 
+I32Array = NDArray[np.int32]
 I64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The inputs of one forward pass over T tokens in R rows, S of which sample."""
+class Layout:
+    """T tokens in R rows, S of which sample: on the host, as they are uploaded."""
 
-    token_ids: Tensor  # [T] int64
-    positions: Tensor  # [T] int64
-    context: ForwardContext
-    sample_indices: Tensor | None  # [S] int64: the tokens whose hidden states are sampled from; None: all T, in order
-    sample_slots: I64Array  # [S], on the host
-    device_sample_slots: Tensor  # [S] int64
+    tokens: I64Array  # [T] input ids; 0 where the row continues
+    continues: NDArray[np.bool_]  # [T] the input is what the slot sampled last
+    token_slots: I64Array  # [T]
+    positions: I64Array  # [T]
+    kv_indices: I64Array  # [T]: cells of the pool; see anaphora_kernels.kv_indices
+    slots: I64Array  # [R]
+    query_starts: I32Array  # [R + 1]
+    context_lengths: I32Array  # [R] the tokens of this step included
+    sample_indices: I64Array  # [S]: the tokens after which is sampled
+    sample_slots: I64Array  # [S]
+
+    @property
+    def query_lengths(self) -> I32Array:
+        """[R]."""
+        return np.diff(self.query_starts)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """In the order of the fields."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+class Inputs(NamedTuple):
+    """A Layout on the device, field by field."""
+
+    tokens: Tensor
+    continues: Tensor
+    token_slots: Tensor
+    positions: Tensor
+    kv_indices: Tensor
+    slots: Tensor
+    query_starts: Tensor
+    context_lengths: Tensor
+    sample_indices: Tensor
+    sample_slots: Tensor
+
+
+@dataclass(frozen=True)
+class HostLengths:
+    """What the host knows of the rows of a pass: their lengths, or, in a captured graph, bounds of them."""
+
+    queries: tuple[int, ...]  # [R]
+    contexts: tuple[int, ...]  # [R]
+    is_captured: bool = False
+
+    @classmethod
+    def of(cls, layout: Layout) -> "HostLengths":
+        """The lengths themselves."""
+        return cls(tuple(layout.query_lengths.tolist()), tuple(layout.context_lengths.tolist()))
 
 
 class Slots:
     """The mirror, by row slot."""
 
     def __init__(self, limits: Limits, num_blocks: int, vocab_size: int, device: torch.device) -> None:
-        """Every slot is free."""
+        """Every slot is free. Block `num_blocks` of the pool is the scratch block, which no sequence owns."""
         self.limits = limits
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
@@ -53,11 +98,23 @@ class Slots:
         self._is_started = np.zeros(limits.max_rows, np.bool_)
         self._has_sampled = np.zeros(limits.max_rows, np.bool_)
         self._num_table_blocks = np.zeros(limits.max_rows, np.int64)
+        # One slot more than there are, for rows that are padding: it has the scratch block everywhere.
         # The host's copy serves to find KV indices, the device's the attention kernels. On a CPU they are one.
-        self._tables = np.zeros((limits.max_rows, limits.max_blocks_per_row), np.int32)
+        self._tables = np.zeros((limits.max_rows + 1, limits.max_blocks_per_row), np.int32)
+        self._tables[self.padding_slot] = num_blocks
         shared = torch.from_numpy(self._tables)
         self.block_tables = shared if device.type == "cpu" else shared.to(device)
-        self.last_tokens = torch.zeros(limits.max_rows, dtype=torch.int64, device=device)
+        self.last_tokens = torch.zeros(limits.max_rows + 1, dtype=torch.int64, device=device)
+
+    @property
+    def padding_slot(self) -> int:
+        """The slot of rows that are padding."""
+        return self.limits.max_rows
+
+    @property
+    def scratch_cell(self) -> int:
+        """Where padding tokens store their keys and values."""
+        return self.num_blocks * self.limits.block_size
 
     def clear(self) -> None:
         """Frees every slot."""
@@ -77,8 +134,11 @@ class Slots:
 
     def extend(self, deltas: tuple[BlockTableDelta, ...], step_id: int) -> None:
         """Blocks that came to the tables of slots."""
+        if not deltas:
+            return
+        self._check_slots(np.array([delta.slot for delta in deltas]), step_id)
+        self._check_blocks(np.concatenate([delta.blocks for delta in deltas]), step_id)
         for delta in deltas:
-            self._check_slots(np.array([delta.slot]), step_id)
             end = delta.start + delta.blocks.size
             if delta.start > self._num_table_blocks[delta.slot] or end > self.limits.max_blocks_per_row:
                 raise InvalidStepError(
@@ -86,14 +146,13 @@ class Slots:
                     f"block table of slot {delta.slot}: blocks {delta.start}..{end} do not continue its "
                     f"{self._num_table_blocks[delta.slot]} blocks, of at most {self.limits.max_blocks_per_row}",
                 )
-            self._check_blocks(delta.blocks, step_id)
             self._tables[delta.slot, delta.start : end] = delta.blocks
             self._num_table_blocks[delta.slot] = max(end, self._num_table_blocks[delta.slot])
-        if deltas and self.device.type != "cpu":
+        if self.device.type != "cpu":
             self._upload_deltas(deltas)
 
-    def gather(self, step: Step) -> Batch:
-        """The rows of `step` as tensors; their slots are up to date. Raises InvalidStepError."""
+    def lay_out(self, step: Step) -> Layout:
+        """The rows of `step`, whose slots are up to date. Raises InvalidStepError."""
         slots, starts, lengths = (array.astype(np.int64) for array in (step.slots, step.positions, step.num_tokens))
         ends = starts + lengths  # context lengths
         self._check_rows(step, slots, ends)
@@ -102,51 +161,47 @@ class Slots:
         query_starts = np.zeros(num_rows + 1, np.int64)
         np.cumsum(lengths, out=query_starts[1:])
         token_rows = np.repeat(np.arange(num_rows), lengths)
+        token_slots = slots[token_rows]
         positions = np.arange(num_tokens) + (starts - query_starts[:-1])[token_rows]
-        blocks = self._tables[slots[token_rows], positions // self.limits.block_size]
-        kv_indices = blocks.astype(np.int64) * self.limits.block_size + positions % self.limits.block_size
-
-        given = np.zeros(num_tokens, np.int64)
+        blocks = self._tables[token_slots, positions // self.limits.block_size]
+        tokens = np.zeros(num_tokens, np.int64)
         is_given = step.has_tokens[token_rows]
-        given[is_given] = step.tokens
-        continued = np.flatnonzero(~step.has_tokens)  # rows whose input is the token that they sampled last
+        tokens[is_given] = step.tokens
         sampling = np.flatnonzero(step.samples)
-        sample_slots = slots[sampling]
-
-        (token_ids, device_positions, device_indices, device_slots, device_starts, device_ends) = upload(
-            (given, positions, kv_indices, slots, query_starts.astype(np.int32), ends.astype(np.int32)), self.device
+        self._has_sampled[slots[sampling]] = True
+        return Layout(
+            tokens=tokens,
+            continues=~is_given,
+            token_slots=token_slots,
+            positions=positions,
+            kv_indices=blocks.astype(np.int64) * self.limits.block_size + positions % self.limits.block_size,
+            slots=slots,
+            query_starts=query_starts.astype(np.int32),
+            context_lengths=ends.astype(np.int32),
+            sample_indices=query_starts[sampling + 1] - 1,
+            sample_slots=slots[sampling],
         )
-        (last_indices, device_sample_slots, continued_at, continued_slots) = upload(
-            (query_starts[sampling + 1] - 1, sample_slots, query_starts[continued], slots[continued]), self.device
-        )
-        if continued.size > 0:
-            token_ids.index_copy_(0, continued_at, self.last_tokens[continued_slots])
 
-        self._has_sampled[sample_slots] = True
-        max_context_length = int(ends.max())
-        max_blocks = -(-max_context_length // self.limits.block_size)
+    def resolve(self, inputs: Inputs, lengths: HostLengths) -> tuple[Tensor, ForwardContext]:
+        """Token ids [T] int64, and what the layers read: with what stands in the mirror on the device now."""
+        token_ids = torch.where(inputs.continues, self.last_tokens[inputs.token_slots], inputs.tokens)
+        longest = max(lengths.contexts)
         attention = AttentionMetadata(
-            block_tables=self.block_tables[:, :max_blocks].index_select(0, device_slots),
-            query_starts=device_starts,
-            context_lengths=device_ends,
-            host_query_lengths=tuple(lengths.tolist()),
-            host_context_lengths=tuple(ends.tolist()),
-            num_queries=num_tokens,
-            max_query_length=int(lengths.max()),
-            max_context_length=max_context_length,
+            block_tables=self.block_tables[:, : -(-longest // self.limits.block_size)].index_select(0, inputs.slots),
+            query_starts=inputs.query_starts,
+            context_lengths=inputs.context_lengths,
+            host_query_lengths=lengths.queries,
+            host_context_lengths=lengths.contexts,
+            num_queries=len(token_ids),
+            max_query_length=max(lengths.queries),
+            max_context_length=longest,
+            is_captured=lengths.is_captured,
         )
-        return Batch(
-            token_ids=token_ids,
-            positions=device_positions,
-            context=ForwardContext(attention, device_indices),
-            sample_indices=None if sampling.size == num_tokens else last_indices,
-            sample_slots=sample_slots,
-            device_sample_slots=device_sample_slots,
-        )
+        return token_ids, ForwardContext(attention, inputs.kv_indices)
 
-    def remember(self, batch: Batch, tokens: Tensor) -> None:
-        """`tokens` [S] int64 are what the batch's sampling rows continue with."""
-        self.last_tokens.index_copy_(0, batch.device_sample_slots, tokens)
+    def remember(self, slots: Tensor, tokens: Tensor) -> None:
+        """`tokens` [S] int64 are what the slots [S] int64 continue with."""
+        self.last_tokens.index_copy_(0, slots, tokens)
 
     def block_copies(self, step: Step) -> tuple[Tensor, Tensor] | None:
         """Sources and destinations, [n] int64 each, of the step's copies; None without any."""

@@ -1,9 +1,10 @@
 """The KV pool of one rank: its size in bytes, its memory, and the views that layers read.
 
-One allocation holds every layer, `[num_layers, 2, num_blocks, block_size, num_kv_heads, head_dim]` (keys at 0, values
-at 1), so that a copied block is one indexed copy. It is never filled: on a CPU the pages that no block has used yet
-cost nothing, and whatever stands in an unused cell must not reach a result (the attention kernels are tested with NaN
-in there). Who owns which block is the router's knowledge alone.
+One allocation holds every layer, `[num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_dim]` (keys at 0,
+values at 1), so that a copied block is one indexed copy. It is never filled: on a CPU the pages that no block has used
+yet cost nothing, and whatever stands in an unused cell must not reach a result (the attention kernels are tested with
+NaN in there). Who owns which block is the router's knowledge alone; the last one is nobody's: rows that are padding
+write there.
 """
 
 from dataclasses import dataclass
@@ -29,14 +30,14 @@ class KvLayout:
 
 
 class KvCache:
-    """The pool; both caches of a layer are `[num_blocks, block_size, num_kv_heads, head_dim]`."""
+    """The pool; both caches of a layer are `[num_blocks + 1, block_size, num_kv_heads, head_dim]`."""
 
     def __init__(self, layout: KvLayout, num_blocks: int, block_size: int, device: torch.device) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.pool = torch.empty(
-            (layout.num_layers, 2, num_blocks, block_size, layout.num_kv_heads, layout.head_dim),
+            (layout.num_layers, 2, num_blocks + 1, block_size, layout.num_kv_heads, layout.head_dim),
             dtype=layout.dtype,
             device=device,
         )

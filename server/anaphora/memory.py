@@ -2,8 +2,8 @@
 
 On a GPU the warm-up has shown what a step takes at most, and the pool gets what is left of the share that was allowed:
 
-    0 ........................... total * utilization ..... total
-    | others | weights, step's peak |      pool       | left free |
+    0 ................................... total * utilization ..... total
+    | others | weights, step's peak | graphs |      pool       | left free |
 
 On a CPU memory is shared with everything else on the machine: the pool is modest unless a size is asked for. Its pages
 are not touched before a block is used.
@@ -59,16 +59,23 @@ def free_cpu_bytes(limits: Limits, available_bytes: int, world_size: int) -> int
     return min(_MAX_CPU_BYTES, int(available_bytes * _CPU_FRACTION)) // world_size
 
 
-def free_cuda_bytes(limits: Limits, device: torch.device) -> int:
-    """What the pool may take, after the warm-up and before the pool is there."""
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device)  # weights, and a step at its largest
+def reset_cuda_peak(device: torch.device) -> None:
+    """To be called before the warm-up: `free_cuda_bytes` looks at the peak since then."""
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def free_cuda_bytes(limits: Limits, device: torch.device) -> int:
+    """What is left beside the warm-up: to be called after the largest step, while its graphs are alive."""
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)  # weights, the warm-up's pool, and a step at its largest
+    torch.cuda.empty_cache()
+    graphs = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # their pool cannot be emptied
     free, total = torch.cuda.mem_get_info(device)
-    # What is in use and not torch's tensors: the CUDA context, libraries' workspaces, other processes.
+    # What is in use and not torch's: the CUDA context, libraries' workspaces, graphs' nodes, other processes.
     others = total - free - torch.cuda.memory_reserved(device)
     utilization = 1.0 if limits.num_blocks > 0 else limits.memory_utilization
-    return int(total * utilization) - others - peak
+    return int(total * utilization) - others - peak - graphs
 
 
 def _host_memory() -> tuple[int, int]:

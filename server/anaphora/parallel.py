@@ -68,9 +68,9 @@ class ParallelGroup:
         """Every rank's x side by side along the last dimension, in rank order."""
         if self.world_size == 1:
             return x
-        parts = [torch.empty_like(x) for _ in range(self.world_size)]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts, dim=-1)
+        gathered = torch.empty((self.world_size * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device)
+        dist.all_gather_into_tensor(gathered, x.contiguous())
+        return gathered.view(self.world_size, *x.shape).movedim(0, -2).flatten(-2)
 
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
         """x of rank `source`, in place and returned."""

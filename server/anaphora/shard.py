@@ -15,6 +15,7 @@ import torch
 
 from anaphora.config import LogConfig, ShardConfig
 from anaphora.errors import EXIT_FAILURE, ShardError, exit_code_of
+from anaphora.graphs import graph_capture
 from anaphora.loader import load_model
 from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
@@ -69,7 +70,7 @@ def load_and_serve(config: ShardConfig) -> int:
     )
     telemetry = Telemetry(config.telemetry, config.rank)
     is_broken = threading.Event()
-    worker = Worker(loaded, group, device, progress)
+    worker = Worker(loaded, group, device, progress, graph_capture(device, loaded.model.kv_layout.dtype))
     server = serve(ShardService(worker, telemetry, on_broken=is_broken.set), config.socket)
     # What lives now lives on: the collector need not look at it in the middle of a step again.
     gc.collect()

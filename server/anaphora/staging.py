@@ -27,24 +27,34 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]
     """Each array as a tensor on `device`. On a CPU they share memory: hand over arrays that nobody writes to."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    return _upload_packed(arrays, device, pin_memory=True)
+    buffer = StaticBuffer(arrays, device)
+    buffer.fill(arrays)
+    return buffer.tensors
 
 
-def _upload_packed(arrays: Sequence[NDArray[Any]], device: torch.device, *, pin_memory: bool) -> list[Tensor]:
-    starts = []
-    num_bytes = 0
-    for array in arrays:
-        starts.append(num_bytes)
-        num_bytes += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    staged = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pin_memory)
-    host = staged.numpy()
-    for start, array in zip(starts, arrays, strict=True):
-        host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    packed = staged.to(device, non_blocking=True)
-    return [
-        packed[start : start + array.nbytes].view(_TORCH_DTYPES[array.dtype]).view(array.shape)
-        for start, array in zip(starts, arrays, strict=True)
-    ]
+class StaticBuffer:
+    """Device memory for arrays of given shapes and dtypes, at an address that stays: what a captured graph reads."""
+
+    def __init__(self, arrays: Sequence[NDArray[Any]], device: torch.device) -> None:
+        """Memory like that of `arrays`, not filled yet."""
+        self._starts: list[int] = []
+        num_bytes = 0
+        for array in arrays:
+            self._starts.append(num_bytes)
+            num_bytes += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._packed = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self.tensors = [
+            self._packed[start : start + array.nbytes].view(_TORCH_DTYPES[array.dtype]).view(array.shape)
+            for start, array in zip(self._starts, arrays, strict=True)
+        ]
+
+    def fill(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Arrays of the same shapes and dtypes go into the tensors, after all that was launched before."""
+        staged = torch.empty(self._packed.shape, dtype=torch.uint8, pin_memory=self._packed.is_cuda)
+        host = staged.numpy()
+        for start, array in zip(self._starts, arrays, strict=True):
+            host[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._packed.copy_(staged, non_blocking=True)
 
 
 class Download:

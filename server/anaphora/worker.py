@@ -1,6 +1,6 @@
 """One rank: executes steps on its share of the model.
 
-    configure(limits)   warm up at the largest step, size the KV pool, clear every slot
+    configure(limits)   warm up at the largest step, size the KV pool, capture CUDA graphs, clear every slot
     launch(step)        enqueue everything that the step says; nothing waits for the device
       -> PendingResult    .result() waits for this step's tokens, and for nothing later
 
@@ -9,12 +9,16 @@ same steps; rank 0 samples, and the others take its tokens. A worker belongs to 
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from anaphora.batch import Slots
+from anaphora.batch import HostLengths, Inputs, Layout, Slots
 from anaphora.errors import InvalidRequestError, NotConfiguredError, PoolSizeError
+from anaphora.graphs import Capture, Graphs, GraphSizes
 from anaphora.kv_cache import KvCache
 from anaphora.loader import LoadedModel
 from anaphora.memory import (
@@ -23,11 +27,12 @@ from anaphora.memory import (
     device_memory_bytes,
     free_cpu_bytes,
     free_cuda_bytes,
+    reset_cuda_peak,
 )
 from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
 from anaphora.sampler import SampledBatch, Sampler
-from anaphora.staging import Download
+from anaphora.staging import Download, upload
 from anaphora.warm_up import warm_up_step
 from anaphora.wire import NO_TOKENS, NO_VALUES, Description, Limits, Step, StepResult, TopLogprobs
 
@@ -40,6 +45,7 @@ class _Configured:
     kv_cache: KvCache
     slots: Slots
     sampler: Sampler
+    graphs: Graphs | None
 
 
 class PendingResult:
@@ -69,12 +75,20 @@ class PendingResult:
 class Worker:
     """The model of one rank, and the state of its slots."""
 
-    def __init__(self, loaded: LoadedModel, group: ParallelGroup, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        group: ParallelGroup,
+        device: torch.device,
+        progress: Progress,
+        new_capture: Callable[[], Capture] | None = None,  # see graphs.graph_capture; None: no graphs
+    ) -> None:
         """Not configured yet. On a CPU, `available_host_bytes` is taken now: before the pool, after the weights."""
         self.loaded = loaded
         self.group = group
         self.device = device
         self._progress = progress
+        self._new_capture = new_capture
         self._available_bytes = available_host_bytes()
         self._configured: _Configured | None = None
 
@@ -119,7 +133,6 @@ class Worker:
         if self._configured is None:
             raise NotConfiguredError("Configure comes before Execute")
         slots, sampler, kv_cache = self._configured.slots, self._configured.sampler, self._configured.kv_cache
-        model = self.loaded.model
 
         slots.finish(step.finished, step.id)
         for row in step.started:
@@ -127,25 +140,37 @@ class Worker:
             sampler.start(row, step.id)
         slots.extend(step.block_tables, step.id)
         copies = slots.block_copies(step)
-        batch = slots.gather(step)
+        layout = slots.lay_out(step)
 
         if copies is not None:
             kv_cache.copy_blocks(*copies)
-        hidden = model.forward(batch.token_ids, batch.positions, batch.context, kv_cache)
-        if batch.sample_slots.size == 0:
+        hidden, device_slots = self._compute(self._configured, layout)
+        if layout.sample_slots.size == 0:
             return PendingResult(step.id, None, arrived_at, self.device)
-        if batch.sample_indices is not None:
-            hidden = hidden[batch.sample_indices]
-        logits = model.compute_logits(hidden)
+        logits = self.loaded.model.compute_logits(hidden)
 
         # Every rank has the logits, but one must choose: sums in another order could choose otherwise.
-        sampled = sampler.sample(logits, batch.sample_slots) if self.group.rank == 0 else None
-        tokens = sampled.samples.tokens if sampled else torch.empty_like(batch.device_sample_slots)
-        slots.remember(batch, self.group.broadcast(tokens))
+        sampled = sampler.sample(logits, layout.sample_slots) if self.group.rank == 0 else None
+        tokens = sampled.samples.tokens if sampled else torch.empty_like(device_slots)
+        slots.remember(device_slots, self.group.broadcast(tokens))
         return PendingResult(step.id, sampled, arrived_at, self.device)
+
+    def _compute(self, configured: _Configured, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The forward pass: hidden states [S, hidden] of what samples, and its slots [S]."""
+        from_graph = configured.graphs.run(layout) if configured.graphs else None
+        if from_graph is not None:
+            return from_graph
+        inputs = Inputs(*upload(layout.arrays(), self.device))
+        return self._forward(configured.slots, configured.kv_cache, inputs, HostLengths.of(layout)), inputs.sample_slots
+
+    def _forward(self, slots: Slots, kv_cache: KvCache, inputs: Inputs, lengths: HostLengths) -> Tensor:
+        token_ids, context = slots.resolve(inputs, lengths)
+        hidden = self.loaded.model.forward(token_ids, inputs.positions, context, kv_cache)
+        return hidden.index_select(0, inputs.sample_indices)
 
     # === configure ===
 
+    @torch.inference_mode()
     def configure(self, limits: Limits) -> int:
         """Makes ready for steps of up to these sizes and returns the number of blocks; the same sizes keep the pool.
 
@@ -155,53 +180,62 @@ class Worker:
             raise InvalidRequestError(
                 f"Configure: max_context = {limits.max_context}, but the model ends at {self.loaded.config.max_context}"
             )
-        previous = self._configured
-        if previous is not None and previous.limits == limits:
-            self._configured = self._allocate(limits, previous.kv_cache)
-            return previous.kv_cache.num_blocks
-        self._configured = previous = None
-        self._warm_up(limits)
+        if self._configured is not None and self._configured.limits == limits:
+            self._configured.slots.clear()
+            return self._configured.kv_cache.num_blocks
+        self._configured = None
+        free_bytes = self._warm_up(limits)
         self._progress.phase("size_kv_cache", 0, 1)
-        num_blocks = self._agree_on_num_blocks(limits)
-        layout = self.loaded.model.kv_layout
-        self._configured = self._allocate(limits, KvCache(layout, num_blocks, limits.block_size, self.device))
+        num_blocks = self._agree_on_num_blocks(limits, free_bytes)
         self._progress.phase("size_kv_cache", 1, 1)
+        try:
+            self._configured = self._allocate(limits, num_blocks)
+        except torch.OutOfMemoryError as error:
+            raise PoolSizeError(f"a KV cache of {num_blocks} blocks does not fit in memory: {error}") from error
         return num_blocks
 
-    def _allocate(self, limits: Limits, kv_cache: KvCache) -> _Configured:
+    def _allocate(self, limits: Limits, num_blocks: int) -> _Configured:
+        """The pool, the slots and the graphs."""
+        kv_cache = KvCache(self.loaded.model.kv_layout, num_blocks, limits.block_size, self.device)
         vocab_size = self.loaded.config.vocab_size
-        return _Configured(
-            limits,
-            kv_cache,
-            Slots(limits, kv_cache.num_blocks, vocab_size, self.device),
-            Sampler(limits.max_rows, vocab_size, self.device),
-        )
+        slots = Slots(limits, num_blocks, vocab_size, self.device)
+        graphs = None
+        if self._new_capture is not None:
+            graphs = Graphs(
+                partial(self._forward, slots, kv_cache),
+                self._new_capture(),
+                GraphSizes.within(limits),
+                slots,
+                lambda done, total: self._progress.phase("capture_graphs", done, total, "graphs"),
+            )
+        return _Configured(limits, kv_cache, slots, Sampler(limits.max_rows, vocab_size, self.device), graphs)
 
-    def _warm_up(self, limits: Limits) -> None:
-        """Runs the largest step, with every stage of sampling."""
+    def _warm_up(self, limits: Limits) -> int:
+        """Captures the graphs and runs the largest step, with every stage of sampling: what is left for the pool."""
         self._progress.phase("warm_up", 0, 1)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
+        is_cuda = self.device.type == "cuda"
         # On a GPU the longest context counts, because it may need workspace; on a CPU it would only take long.
-        step, num_blocks = warm_up_step(limits, longest_context=self.device.type == "cuda")
+        step, num_blocks = warm_up_step(limits, longest_context=is_cuda)
+        if is_cuda:
+            reset_cuda_peak(self.device)
         try:
-            cache = KvCache(self.loaded.model.kv_layout, num_blocks, limits.block_size, self.device)
-            cache.pool.zero_()
-            self._configured = self._allocate(limits, cache)
+            self._configured = self._allocate(limits, num_blocks)
             self.launch(step, time.perf_counter()).result()
+            if is_cuda:  # the pool of the warm-up makes room for the other
+                free_bytes = free_cuda_bytes(limits, self.device) + self._configured.kv_cache.pool.nbytes
+            else:
+                free_bytes = free_cpu_bytes(limits, self._available_bytes, self.group.world_size)
         except torch.OutOfMemoryError as error:
             raise PoolSizeError(f"a step of {limits.max_step_tokens} tokens does not fit in memory: {error}") from error
         finally:
             self._configured = None
+        if is_cuda:
+            torch.cuda.empty_cache()
         self._progress.phase("warm_up", 1, 1)
+        return free_bytes
 
-    def _agree_on_num_blocks(self, limits: Limits) -> int:
-        """The smallest pool of all ranks."""
-        if self.device.type == "cuda":
-            free_bytes = free_cuda_bytes(limits, self.device)
-        else:
-            free_bytes = free_cpu_bytes(limits, self._available_bytes, self.group.world_size)
+    def _agree_on_num_blocks(self, limits: Limits, free_bytes: int) -> int:
+        """The smallest pool of all ranks, one block of which is scratch."""
         bytes_per_block = self.loaded.model.kv_layout.bytes_per_token * limits.block_size
         smallest = self.group.all_reduce_min(torch.tensor([free_bytes], dtype=torch.int64, device=self.device))
-        return choose_num_blocks(limits, bytes_per_block, int(smallest.item()))
+        return choose_num_blocks(limits, bytes_per_block, int(smallest.item()) - bytes_per_block)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
-from anaphora.batch import Batch, Slots
-from anaphora.staging import _upload_packed
+from anaphora.batch import HostLengths, Inputs, Layout, Slots
+from anaphora.context import ForwardContext
+from anaphora.staging import StaticBuffer
 from anaphora.wire import BlockTableDelta, Limits, Step
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,37 +40,44 @@ def make_step(rows: list[tuple[int, int, list[int] | None, bool]]) -> Step:
 
 def sample_everywhere(slots: Slots) -> None:
     """Lets slot i have sampled token 100 + i."""
-    batch = slots.gather(make_step([(slot, 0, [1], True) for slot in range(LIMITS.max_rows)]))
-    slots.remember(batch, torch.arange(100, 100 + LIMITS.max_rows))
+    slots.lay_out(make_step([(slot, 0, [1], True) for slot in range(LIMITS.max_rows)]))
+    slots.remember(torch.arange(LIMITS.max_rows), torch.arange(100, 100 + LIMITS.max_rows))
+
+
+def resolve(slots: Slots, layout: Layout) -> tuple[list[int], ForwardContext]:
+    """Token ids and context, as a pass without a graph gets them."""
+    inputs = Inputs(*(torch.from_numpy(array) for array in layout.arrays()))
+    token_ids, context = slots.resolve(inputs, HostLengths.of(layout))
+    return token_ids.tolist(), context
 
 
 def test_the_picture_of_the_module() -> None:
     slots = make_slots()
     sample_everywhere(slots)
-    batch = slots.gather(make_step([(2, 8, [11, 12, 13, 14], False), (0, 5, None, True), (4, 0, [21, 22, 23], True)]))
-    assert batch.token_ids.tolist() == [11, 12, 13, 14, 100, 21, 22, 23]
-    assert batch.positions.tolist() == [8, 9, 10, 11, 5, 0, 1, 2]
-    attention = batch.context.attention
+    layout = slots.lay_out(make_step([(2, 8, [11, 12, 13, 14], False), (0, 5, None, True), (4, 0, [21, 22, 23], True)]))
+    token_ids, context = resolve(slots, layout)
+    assert token_ids == [11, 12, 13, 14, 100, 21, 22, 23]
+    assert layout.positions.tolist() == [8, 9, 10, 11, 5, 0, 1, 2]
+    attention = context.attention
     assert attention.query_starts.tolist() == [0, 4, 5, 8]
     assert attention.context_lengths.tolist() == [12, 6, 3]
     assert attention.host_query_lengths == (4, 1, 3)
     assert attention.host_context_lengths == (12, 6, 3)
     assert (attention.num_queries, attention.max_query_length, attention.max_context_length) == (8, 4, 12)
     assert attention.block_tables.tolist() == [[9, 8, 7], [29, 28, 27], [19, 18, 17]]
-    assert batch.context.kv_indices.tolist() == [28, 29, 30, 31, 28 * 4 + 1, 76, 77, 78]
-    assert batch.sample_indices is not None
-    assert batch.sample_indices.tolist() == [4, 7]
-    assert batch.sample_slots.tolist() == batch.device_sample_slots.tolist() == [0, 4]
+    assert context.kv_indices.tolist() == [28, 29, 30, 31, 28 * 4 + 1, 76, 77, 78]
+    assert layout.sample_indices.tolist() == [4, 7]
+    assert layout.sample_slots.tolist() == [0, 4]
 
 
-def test_a_pure_decode_samples_all_of_its_tokens() -> None:
+def test_a_slot_continues_with_what_it_sampled_last() -> None:
     slots = make_slots()
     sample_everywhere(slots)
-    batch = slots.gather(make_step([(3, 1, None, True), (1, 1, None, True)]))
-    assert batch.sample_indices is None
-    assert batch.token_ids.tolist() == [103, 101]
-    slots.remember(batch, torch.tensor([7, 8]))
-    assert slots.last_tokens.tolist() == [100, 8, 102, 7, 104]
+    step = make_step([(3, 1, None, True), (1, 1, None, True)])
+    assert resolve(slots, slots.lay_out(step))[0] == [103, 101]
+    slots.remember(torch.tensor([3, 1]), torch.tensor([7, 8]))
+    assert resolve(slots, slots.lay_out(step))[0] == [7, 8]
+    assert slots.last_tokens[:5].tolist() == [100, 8, 102, 7, 104]
 
 
 def test_deltas_extend_and_replace() -> None:
@@ -78,8 +86,8 @@ def test_deltas_extend_and_replace() -> None:
     slots.extend(
         (BlockTableDelta(1, 0, u32([3, 4])), BlockTableDelta(1, 2, u32([5])), BlockTableDelta(1, 1, u32([6]))), 2
     )
-    batch = slots.gather(make_step([(1, 11, [1], True)]))
-    assert batch.context.attention.block_tables.tolist() == [[3, 6, 5]]
+    _, context = resolve(slots, slots.lay_out(make_step([(1, 11, [1], True)])))
+    assert context.attention.block_tables.tolist() == [[3, 6, 5]]
 
 
 @st.composite
@@ -112,15 +120,12 @@ def naive(rows: list[tuple[int, int, list[int] | None, bool]]) -> dict[str, list
 def test_any_rows(rows: list[tuple[int, int, list[int] | None, bool]]) -> None:
     slots = make_slots()
     sample_everywhere(slots)
-    check(slots.gather(make_step(rows)), naive(rows))
-
-
-def check(batch: Batch, expected: dict[str, list[int]]) -> None:
-    assert batch.token_ids.tolist() == expected["tokens"]
-    assert batch.positions.tolist() == expected["positions"]
-    assert batch.context.kv_indices.tolist() == expected["indices"]
-    sampled = range(len(expected["tokens"])) if batch.sample_indices is None else batch.sample_indices.tolist()
-    assert list(sampled) == expected["sampled"]
+    layout = slots.lay_out(make_step(rows))
+    expected = naive(rows)
+    assert resolve(slots, layout)[0] == expected["tokens"]
+    assert layout.positions.tolist() == expected["positions"]
+    assert layout.kv_indices.tolist() == expected["indices"]
+    assert layout.sample_indices.tolist() == expected["sampled"]
 
 
 def test_device_tables_follow_the_deltas() -> None:
@@ -136,7 +141,7 @@ def test_device_tables_follow_the_deltas() -> None:
     slots._upload_deltas(deltas)
     assert slots.block_tables[3].tolist() == [1, 2, 3, 7, 8, 0, 0, 0, 0, 0]
     assert slots.block_tables[0].tolist() == [0, 0, 0, 0, 9, 0, 0, 0, 0, 0]
-    assert slots.gather(make_step([(3, 19, [1], True)])).context.kv_indices.tolist() == [8 * 4 + 3]
+    assert slots.lay_out(make_step([(3, 19, [1], True)])).kv_indices.tolist() == [8 * 4 + 3]
 
 
 def test_packed_arrays_come_out_as_they_went_in() -> None:
@@ -150,6 +155,7 @@ def test_packed_arrays_come_out_as_they_went_in() -> None:
         np.empty((0, 4), np.float32),
     ]
     for chosen in (arrays, arrays[2:3]):
-        tensors = _upload_packed(chosen, torch.device("cpu"), pin_memory=False)
-        for tensor, array in zip(tensors, chosen, strict=True):
+        buffer = StaticBuffer(chosen, torch.device("cpu"))
+        buffer.fill(chosen)
+        for tensor, array in zip(buffer.tensors, chosen, strict=True):
             assert torch.equal(tensor, torch.from_numpy(array.copy()))

@@ -13,7 +13,7 @@ def test_a_block_is_copied_in_every_layer_and_nothing_else_changes() -> None:
     for index in range(layout.num_layers):
         for kind, view in enumerate(cache.layer(index)):
             assert view.is_contiguous()
-            for block, source in enumerate([0, 1, 5, 0, 4, 5]):
+            for block, source in enumerate([0, 1, 5, 0, 4, 5, 6]):
                 assert torch.equal(view[block], before[index, kind, source])
 
 
@@ -21,4 +21,4 @@ def test_the_size_of_a_token_is_what_the_pool_takes() -> None:
     layout = KvLayout(num_layers=3, num_kv_heads=2, head_dim=8, dtype=torch.float32)
     cache = KvCache(layout, num_blocks=5, block_size=16, device=torch.device("cpu"))
     assert layout.bytes_per_token == 3 * 2 * 2 * 8 * 4
-    assert cache.pool.nbytes == layout.bytes_per_token * cache.num_blocks * cache.block_size
+    assert cache.pool.nbytes == layout.bytes_per_token * (cache.num_blocks + 1) * cache.block_size
