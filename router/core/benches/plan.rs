@@ -14,7 +14,7 @@ const TICK: Tick = Tick(0);
 
 fn request(seed: u32, num_prompt: u32, max_new_tokens: u32) -> Request {
     Request {
-        namespace: Namespace::new([b"model".as_slice(), b"tenant"]),
+        namespace: Namespace { model: "model".into(), ..Namespace::default() },
         prompt: (0..num_prompt).map(|i| (seed.wrapping_mul(0x9e37_79b9) ^ i) % 128_256).collect(),
         max_new_tokens,
         stop_tokens: [128_001, 128_009].into(),

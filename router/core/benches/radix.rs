@@ -11,7 +11,7 @@ const BLOCK_SIZE: u32 = 16;
 const PROMPT_TOKENS: u32 = 200_000;
 
 fn namespace() -> Namespace {
-    Namespace::new([b"model".as_slice(), b"tenant"])
+    Namespace { model: "model".into(), tenant: "tenant".into(), ..Namespace::default() }
 }
 
 /// A text that shares nothing with that of another `seed`.

@@ -19,7 +19,7 @@ use crate::{
     blocks::BlockPool,
     ids::{BlockId, TokenId},
     plan::BlockCopy,
-    radix::{Lock, PrefixIndex},
+    radix::{Lock, NamespaceUsage, PrefixIndex},
     request::Namespace,
 };
 
@@ -278,6 +278,16 @@ impl KvCache {
     #[must_use]
     pub fn num_evicted(&self) -> u64 {
         self.num_evicted
+    }
+
+    /// What each namespace has in the index, held or not. O(namespaces).
+    pub fn usage(&self) -> impl Iterator<Item = NamespaceUsage> {
+        self.index.usage()
+    }
+
+    /// The prefix index, if it is in use.
+    pub(crate) fn shared_index(&self) -> Option<&PrefixIndex> {
+        self.shares_prefixes.then_some(&self.index)
     }
 
     /// Whether every block is counted exactly once. O(1), so it may run after every operation.

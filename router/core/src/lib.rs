@@ -32,7 +32,7 @@
 //!     prefix_cache: true,
 //! })?;
 //! let request = Request {
-//!     namespace: Namespace::new([b"model".as_slice(), b"tenant"]),
+//!     namespace: Namespace { tenant: "a tenant".into(), ..Namespace::default() },
 //!     prompt: vec![1, 2, 3],
 //!     max_new_tokens: 100,
 //!     stop_tokens: [0].into(),
@@ -85,12 +85,13 @@
 //!
 //! # The files, bottom up
 //! [`ids`], [`request`], [`plan`]: plain data. [`blocks`]: who owns a block. [`radix`]: which tokens are in which blocks.
-//! [`cache`]: the two together. [`policy`]: who is first, who is last, who gets how much. `sequence`: the life of one
+//! [`cache`]: the two together. [`explain`]: why a prompt finds what it finds. [`policy`]: who is first, who is last, who gets how much. `sequence`: the life of one
 //! sequence. [`scheduler`]: the four verbs. `testing` (feature): a shard that checks what it is told, and strategies.
 #![forbid(unsafe_code)]
 
 pub mod blocks;
 pub mod cache;
+pub mod explain;
 pub mod ids;
 pub mod plan;
 pub mod policy;
@@ -102,11 +103,13 @@ mod sequence;
 pub mod testing;
 
 pub use self::{
+    explain::{Explanation, MatchEnd},
     ids::{BlockId, SequenceId, Slot, StepId, Tick, TokenId},
     plan::{
         BlockCopy, BlockTableDelta, Event, FinishReason, Row, RowInput, RowStart, Sample, StepOutput,
         StepPlan,
     },
+    radix::NamespaceUsage,
     request::{Namespace, Request, Sampling},
     scheduler::{CommitError, ConfigError, Rejection, Scheduler, SchedulerConfig, Stats},
 };

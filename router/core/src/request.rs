@@ -22,21 +22,19 @@ pub struct Request {
     pub priority: i32,
 }
 
-/// The unforgeable beginning of every cache key: two sequences share blocks only if their namespaces are equal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Namespace(Arc<[u8]>);
-
-impl Namespace {
-    /// Joins `parts` (model fingerprint, adapter, tenant salt, …), each with its length before it, so that
-    /// `["a", "bc"]` and `["ab", "c"]` differ.
-    pub fn new<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut key = Vec::new();
-        for part in parts {
-            key.extend_from_slice(&(part.len() as u64).to_le_bytes());
-            key.extend_from_slice(part);
-        }
-        Self(key.into())
-    }
+/// The beginning of every cache key: two sequences share blocks only if their namespaces are equal, part by part.
+///
+/// Parts are compared each by itself and never joined, so none can be forged by another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Namespace {
+    /// The fingerprint of the model: equal for two replicas exactly if they compute the same function.
+    pub model: Arc<str>,
+    /// The adapter; empty without one.
+    pub adapter: Arc<str>,
+    /// Whose cache it is, and whose quota it counts for; empty without tenants.
+    pub tenant: Arc<str>,
+    /// What the client separates its caches with (`cache_salt`); may be empty.
+    pub salt: Arc<str>,
 }
 
 /// Sampling parameters of one sequence; the defaults are greedy and change nothing.

@@ -122,7 +122,7 @@ impl Bench {
     fn apply(&mut self, op: &Op) {
         match op {
             Op::Compute { namespace, tokens } => {
-                let namespace = Namespace::new([&[*namespace][..]]);
+                let namespace = Namespace { salt: namespace.to_string().into(), ..Namespace::default() };
                 self.compute(&namespace, tokens);
             }
             Op::Unlock(nth) => {
@@ -318,7 +318,7 @@ proptest! {
 fn long_runs_are_chained() {
     let block_size = 16;
     let mut index = PrefixIndex::new(block_size);
-    let namespace = Namespace::new([b"n".as_slice()]);
+    let namespace = Namespace::default();
     let tokens: Vec<TokenId> = (0..100_000).collect();
     let blocks: Vec<BlockId> = (0..6_250).map(BlockId).collect();
     let lock = index.insert(&namespace, None, &tokens, &blocks).lock;

@@ -22,7 +22,7 @@ fn prompt(seed: u32, len: u32) -> Vec<TokenId> {
 
 fn request(prompt: Vec<TokenId>, max_new_tokens: u32) -> Request {
     Request {
-        namespace: Namespace::new([b"tests".as_slice()]),
+        namespace: Namespace::default(),
         prompt,
         max_new_tokens,
         stop_tokens: [].into(),
@@ -261,7 +261,10 @@ fn twins_give_their_duplicates_up() {
 
 #[test]
 fn namespaces_share_nothing() {
-    let other = || Request { namespace: Namespace::new([b"others".as_slice()]), ..request(prompt(0, 50), 5) };
+    let other = || Request {
+        namespace: Namespace { tenant: "others".into(), ..Namespace::default() },
+        ..request(prompt(0, 50), 5)
+    };
     let mut world = world_of(CONFIG, [request(prompt(0, 50), 5), other()]);
     assert_eq!(world.plan().unwrap().rows.len(), 2, "neither waits for the other");
     world.run();
@@ -291,6 +294,30 @@ fn cancelled_work_stays_as_cache() {
     world.submit(request(prompt(0, 300), 5)).unwrap();
     world.run();
     assert_eq!(world.outcomes.values().next_back().unwrap().cached_tokens, Some(64));
+}
+
+#[test]
+fn a_match_is_explained() {
+    let mut world = world_of(CONFIG, [request(prompt(0, 50), 1)]);
+    world.run();
+    let check = |tokens: &[TokenId], num_cached_tokens, end| {
+        let expected = Explanation { num_tokens: tokens.len(), num_cached_tokens, end };
+        assert_eq!(world.scheduler.explain(&Namespace::default(), tokens), expected);
+    };
+    let turn = prompt(0, 50);
+    let with = |position: usize, token| [&turn[..position], &[token], &turn[position + 1..]].concat();
+    check(&turn, 49, MatchEnd::Complete);
+    check(&turn[..30], 29, MatchEnd::Complete);
+    check(&[&turn[..], &[7]].concat(), 50, MatchEnd::Ends);
+    check(&with(47, 7), 47, MatchEnd::Diverges { cached: turn[47..].to_vec() });
+    check(&with(20, 7), 20, MatchEnd::Diverges { cached: turn[20..].to_vec() });
+    check(&with(0, 7), 0, MatchEnd::Diverges { cached: turn[..32].to_vec() });
+    let other = Namespace { salt: "other".into(), ..Namespace::default() };
+    assert_eq!(world.scheduler.explain(&other, &turn).end, MatchEnd::EmptyNamespace);
+    let usage = NamespaceUsage { namespace: Namespace::default(), num_blocks: 13 };
+    assert_eq!(world.scheduler.usage(), [usage]);
+    let off = World::new(SchedulerConfig { prefix_cache: false, ..CONFIG });
+    assert_eq!(off.scheduler.explain(&Namespace::default(), &turn).end, MatchEnd::Disabled);
 }
 
 // === A full pool ===

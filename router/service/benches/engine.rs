@@ -55,7 +55,7 @@ async fn client_loop(engine: Engine, client: u32, num_rounds: u32) -> u32 {
     for round in 0..num_rounds {
         let first = 1_000_000 * client + 1000 * round;
         let request = Request {
-            namespace: Namespace::new([]),
+            namespace: Namespace::default(),
             prompt: (first..first + PROMPT_TOKENS).collect(),
             max_new_tokens: NEW_TOKENS,
             stop_tokens: Arc::from([]),

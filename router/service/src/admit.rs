@@ -115,12 +115,12 @@ pub async fn admit(app: &App, mut spec: Spec) -> Result<Admitted, ApiError> {
     check_num_sequences(&spec, app.max_concurrent_requests)?;
     let tokenized = tokenize(app, std::mem::take(&mut spec.prompts), spec.truncate, bounds).await?;
     let output = Arc::new(Output::new(app, &spec));
-    let namespace = Namespace::new([
-        replica.fingerprint.as_bytes(),
-        b"".as_slice(), // no adapter
-        app.auth.as_ref().map_or(b"".as_slice(), |auth| auth.tenant()),
-        spec.cache_salt.as_bytes(),
-    ]);
+    let namespace = Namespace {
+        model: replica.fingerprint.as_str().into(),
+        adapter: "".into(),
+        tenant: app.auth.as_ref().map_or_else(|| "".into(), |auth| auth.tenant()),
+        salt: spec.cache_salt.as_str().into(),
+    };
     let prompts = tokenized
         .into_iter()
         .map(|tokenized| admit_prompt(tokenized, &spec, &output, &namespace, bounds))

@@ -68,6 +68,11 @@ impl PrefixIndex {
         }
         assert_eq!((self.num_blocks, self.num_locked), (num_blocks, num_locked), "blocks are counted");
         assert_eq!(self.evictable, evictable, "the evictable set is exactly the unlocked leaves");
+        for &root in self.roots.values() {
+            let nodes = self.nodes.iter().filter(|(_, node)| node.root == root);
+            let num_blocks: usize = nodes.map(|(_, node)| node.blocks.len()).sum();
+            assert_eq!(self.nodes[root].space().num_blocks as usize, num_blocks, "namespaces are counted");
+        }
         let roots: BTreeSet<NodeId> = self.roots.values().copied().collect();
         let nodes_without_parent = self.nodes.iter().filter(|(_, node)| node.is_root()).map(|(id, _)| id);
         assert_eq!(roots, nodes_without_parent.collect(), "each root has its namespace");
@@ -104,9 +109,9 @@ impl PrefixIndex {
         loop {
             match &self.nodes[at].above {
                 Above::Node(parent) => at = *parent,
-                Above::Namespace(namespace) => {
+                Above::Nothing(space) => {
                     let tokens = runs.iter().rev().copied().flatten().copied().collect();
-                    return (namespace.clone(), tokens);
+                    return (space.namespace.clone(), tokens);
                 }
             }
             runs.push(&self.nodes[at].tokens);

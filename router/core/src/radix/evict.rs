@@ -2,7 +2,7 @@
 
 use std::ops::Bound::{Excluded, Unbounded};
 
-use super::{Above, NodeId, PrefixIndex};
+use super::{NodeId, PrefixIndex};
 use crate::ids::{BlockId, TokenId};
 
 impl PrefixIndex {
@@ -23,7 +23,8 @@ impl PrefixIndex {
             let num_kept = node.blocks.len() - num_taken;
             evicted.extend(node.blocks.drain(num_kept..).rev());
             node.tokens.truncate(num_kept * self.block_size);
-            self.num_blocks -= num_taken as u32;
+            let root = node.root;
+            self.count_removed(root, num_taken);
         }
     }
 
@@ -47,8 +48,8 @@ impl PrefixIndex {
         let node = &self.nodes[parent];
         if node.is_evictable() {
             self.evictable.insert((node.last_used, parent));
-        } else if let (Above::Namespace(namespace), true) = (&node.above, node.children.is_empty()) {
-            self.roots.remove(namespace);
+        } else if node.is_root() && node.children.is_empty() {
+            self.roots.remove(&node.space().namespace);
             self.nodes.remove(parent);
         }
     }
@@ -58,7 +59,7 @@ impl PrefixIndex {
         let node = self.nodes.remove(id);
         self.evictable.remove(&(node.last_used, id));
         self.nodes[parent].children.remove(node.key(self.block_size));
-        self.num_blocks -= node.blocks.len() as u32;
+        self.count_removed(node.root, node.blocks.len());
         removed.extend(node.blocks.into_iter().rev());
     }
 }

@@ -24,6 +24,7 @@
 #[cfg(any(test, feature = "testing"))]
 mod check;
 mod evict;
+mod explain;
 mod lock;
 mod node;
 
@@ -32,9 +33,12 @@ use std::{
     ops::Bound::{Excluded, Included, Unbounded},
 };
 
-pub use self::lock::{Acquired, Lock};
 pub(crate) use self::node::common_prefix;
 use self::node::{Above, Node, NodeId, Slab};
+pub use self::{
+    explain::NamespaceUsage,
+    lock::{Acquired, Lock},
+};
 use crate::{
     ids::{BlockId, TokenId},
     request::Namespace,
@@ -120,6 +124,12 @@ impl PrefixIndex {
             num_blocks: 0,
             num_locked: 0,
         }
+    }
+
+    /// Tokens of a block.
+    #[must_use]
+    pub fn block_size(&self) -> usize {
+        self.block_size
     }
 
     /// Blocks in the index.
@@ -211,7 +221,7 @@ impl PrefixIndex {
             return false;
         }
         self.remove_superseded(at, tokens, superseded);
-        let mut tail = Node::new(Above::Node(at), tokens.to_vec(), vec![block]);
+        let mut tail = Node::new(Above::Node(at), self.nodes[at].root, tokens.to_vec(), vec![block]);
         tail.last_used = self.tick();
         self.add_child(at, tail);
         true
@@ -242,7 +252,7 @@ impl PrefixIndex {
         if let Some(&root) = self.roots.get(namespace) {
             return root;
         }
-        let root = self.nodes.insert(Node::root(namespace.clone()));
+        let root = self.nodes.insert_root(namespace.clone());
         self.roots.insert(namespace.clone(), root);
         root
     }
@@ -258,8 +268,9 @@ impl PrefixIndex {
             let num_new = room.min(blocks.len());
             node.tokens.extend_from_slice(&tokens[..num_new * self.block_size]);
             node.blocks.extend_from_slice(&blocks[..num_new]);
-            self.num_blocks += num_new as u32;
             self.num_locked += num_new as u32;
+            let root = node.root;
+            self.count_added(root, num_new);
             return num_new;
         }
         // The lock leaves `end` and comes back as that of a locked child; only a root had none before.
@@ -268,7 +279,7 @@ impl PrefixIndex {
         }
         let num_new = self.max_run_blocks.min(blocks.len());
         let run = tokens[..num_new * self.block_size].to_vec();
-        let mut child = Node::new(Above::Node(*end), run, blocks[..num_new].to_vec());
+        let mut child = Node::new(Above::Node(*end), node.root, run, blocks[..num_new].to_vec());
         child.num_locks = 1;
         *end = self.add_child(*end, child);
         num_new
@@ -279,7 +290,7 @@ impl PrefixIndex {
         let key = node.key(self.block_size).into();
         let num_blocks = node.blocks.len() as u32;
         let (is_locked, last_used) = (node.num_locks > 0, node.last_used);
-        self.num_blocks += num_blocks;
+        self.count_added(node.root, node.blocks.len());
         let id = self.nodes.insert(node);
         if is_locked {
             self.num_locked += num_blocks;
@@ -306,16 +317,26 @@ impl PrefixIndex {
         let lower_blocks = node.blocks.split_off(num_blocks);
         let upper_blocks = std::mem::replace(&mut node.blocks, lower_blocks);
         let lower_key = node.key(self.block_size).into();
-        let mut upper = Node::new(node.above.clone(), upper_tokens, upper_blocks);
+        let parent = node.parent().expect("roots hold no blocks. This is a bug.");
+        let mut upper = Node::new(Above::Node(parent), node.root, upper_tokens, upper_blocks);
         upper.num_locks = u32::from(node.num_locks > 0);
         upper.last_used = node.last_used;
         upper.children.insert(lower_key, id);
         let upper = self.nodes.insert(upper);
         self.nodes[id].above = Above::Node(upper);
-        let parent = self.nodes[upper].parent().expect("roots hold no blocks. This is a bug.");
         let key: Box<[TokenId]> = self.nodes[upper].key(self.block_size).into();
         self.nodes[parent].children.insert(key, upper);
         upper
+    }
+
+    fn count_added(&mut self, root: NodeId, num_blocks: usize) {
+        self.num_blocks += num_blocks as u32;
+        self.nodes.space_mut(root).num_blocks += num_blocks as u32;
+    }
+
+    fn count_removed(&mut self, root: NodeId, num_blocks: usize) {
+        self.num_blocks -= num_blocks as u32;
+        self.nodes.space_mut(root).num_blocks -= num_blocks as u32;
     }
 
     fn tick(&mut self) -> u64 {

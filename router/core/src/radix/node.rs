@@ -12,12 +12,20 @@ use crate::{
 pub(super) struct NodeId(pub(super) u32);
 
 /// What stands above a node.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum Above {
     /// Nothing: the root of this namespace, a node without blocks.
-    Namespace(Namespace),
+    Nothing(Space),
     /// The parent.
     Node(NodeId),
+}
+
+/// What the index keeps of a namespace.
+#[derive(Debug)]
+pub(super) struct Space {
+    pub(super) namespace: Namespace,
+    /// In all its nodes.
+    pub(super) num_blocks: u32,
 }
 
 /// A run of blocks. Either all of them are full (`tokens.len() == blocks.len() * block_size`), or the node is a *tail*: a
@@ -25,6 +33,8 @@ pub(super) enum Above {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) above: Above,
+    /// The root above it, or itself.
+    pub(super) root: NodeId,
     /// The tokens of the run, contiguous, so that a match is a slice comparison.
     pub(super) tokens: Vec<TokenId>,
     pub(super) blocks: Vec<BlockId>,
@@ -38,22 +48,27 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn root(namespace: Namespace) -> Self {
-        Self::new(Above::Namespace(namespace), Vec::new(), Vec::new())
-    }
-
-    pub(super) fn new(above: Above, tokens: Vec<TokenId>, blocks: Vec<BlockId>) -> Self {
-        Self { above, tokens, blocks, children: BTreeMap::new(), num_locks: 0, last_used: 0 }
+    /// An unlocked node without children.
+    pub(super) fn new(above: Above, root: NodeId, tokens: Vec<TokenId>, blocks: Vec<BlockId>) -> Self {
+        Self { above, root, tokens, blocks, children: BTreeMap::new(), num_locks: 0, last_used: 0 }
     }
 
     pub(super) fn is_root(&self) -> bool {
-        matches!(self.above, Above::Namespace(_))
+        matches!(self.above, Above::Nothing(_))
     }
 
     pub(super) fn parent(&self) -> Option<NodeId> {
         match self.above {
-            Above::Namespace(_) => None,
+            Above::Nothing(_) => None,
             Above::Node(parent) => Some(parent),
+        }
+    }
+
+    /// The namespace whose root it is.
+    pub(super) fn space(&self) -> &Space {
+        match &self.above {
+            Above::Nothing(space) => space,
+            Above::Node(_) => unreachable!("only a root has a namespace. This is a bug."),
         }
     }
 
@@ -83,6 +98,22 @@ impl Slab {
         }
         self.nodes.push(Some(node));
         NodeId(self.nodes.len() as u32 - 1)
+    }
+
+    /// Adds the root of `namespace`.
+    pub(super) fn insert_root(&mut self, namespace: Namespace) -> NodeId {
+        let above = Above::Nothing(Space { namespace, num_blocks: 0 });
+        let id = self.insert(Node::new(above, NodeId(0), Vec::new(), Vec::new()));
+        self[id].root = id;
+        id
+    }
+
+    /// What is kept of the namespace under `root`.
+    pub(super) fn space_mut(&mut self, root: NodeId) -> &mut Space {
+        match &mut self[root].above {
+            Above::Nothing(space) => space,
+            Above::Node(_) => unreachable!("only a root has a namespace. This is a bug."),
+        }
     }
 
     pub(super) fn remove(&mut self, id: NodeId) -> Node {

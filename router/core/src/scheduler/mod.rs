@@ -27,10 +27,12 @@ pub use self::config::{CommitError, ConfigError, Rejection, SchedulerConfig, Sta
 use self::plan::StepInFlight;
 use crate::{
     cache::KvCache,
-    ids::{BlockId, SequenceId, Slot, StepId, Tick},
+    explain::Explanation,
+    ids::{BlockId, SequenceId, Slot, StepId, Tick, TokenId},
     plan::Event,
     policy::{self, Rank},
-    request::Request,
+    radix::NamespaceUsage,
+    request::{Namespace, Request},
     sequence::{Leaving, Phase, Sequence},
 };
 
@@ -134,10 +136,24 @@ impl Scheduler {
         self.debug_check();
     }
 
-    /// Evicts every cached block that no sequence holds.
-    pub fn clear_cache(&mut self) {
+    /// Evicts every cached block that no sequence holds; returns how many those were.
+    pub fn clear_cache(&mut self) -> u32 {
+        let num_cached = self.cache.num_cached();
         self.cache.clear();
         self.debug_check();
+        num_cached - self.cache.num_cached()
+    }
+
+    /// Explains what the cache holds of a prompt, now. Changes nothing. O(tokens found).
+    #[must_use]
+    pub fn explain(&self, namespace: &Namespace, tokens: &[TokenId]) -> Explanation {
+        self.cache.explain(namespace, tokens)
+    }
+
+    /// What each namespace has in the prefix index, in order. O(namespaces).
+    #[must_use]
+    pub fn usage(&self) -> Vec<NamespaceUsage> {
+        self.cache.usage().collect()
     }
 
     /// Figures, O(1).

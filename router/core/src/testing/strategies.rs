@@ -160,7 +160,7 @@ impl World {
         let prompt = begin.unwrap_or_else(|| draft.prompt.clone());
         let repetition_penalty = if draft.has_penalty { 1.5 } else { 1.0 };
         Request {
-            namespace: Namespace::new([&[draft.namespace][..]]),
+            namespace: Namespace { tenant: draft.namespace.to_string().into(), ..Namespace::default() },
             prompt,
             max_new_tokens: draft.max_new_tokens,
             stop_tokens: draft.stop_tokens.clone().into(),

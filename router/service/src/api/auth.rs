@@ -47,8 +47,8 @@ impl ApiKey {
 
     /// What separates the prefix cache of the key's holder from others'.
     #[must_use]
-    pub fn tenant(&self) -> &[u8] {
-        self.0.as_bytes()
+    pub fn tenant(&self) -> Arc<str> {
+        self.0.to_hex().as_str().into()
     }
 }
 

@@ -1,11 +1,16 @@
 //! The handle: what the rest of the process holds of an engine task.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use anaphora_core::{Stats, ids::SequenceId, request::Request};
+use anaphora_core::{
+    Explanation, Namespace, NamespaceUsage, Scheduler, Stats, TokenId, ids::SequenceId, request::Request,
+};
 use opentelemetry::trace::SpanContext;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -41,6 +46,8 @@ pub(super) struct Shared {
 pub(super) enum Command {
     /// Take a sequence; the answer says whether it was taken.
     Submit(Submission),
+    /// Answer a question.
+    Ask(Question),
     /// Its [`Generation`] was dropped.
     Cancel(SequenceId),
     /// Take nothing new; the task ends when the last sequence has.
@@ -48,6 +55,9 @@ pub(super) enum Command {
     /// Fail what is left and end.
     Stop,
 }
+
+/// Something to do with the scheduler between two steps: it must be quick. Dropped if there is no scheduler now.
+pub(super) struct Question(Box<dyn FnOnce(&mut Scheduler) + Send>);
 
 /// A sequence that asks to be taken.
 #[derive(Debug)]
@@ -107,6 +117,53 @@ impl Engine {
         }
     }
 
+    /// What the cache holds of a prompt, and why not more.
+    ///
+    /// # Errors
+    /// - [`EngineError::Unavailable`] if the replica is not ready
+    /// - [`EngineError::ShuttingDown`] if the process drains
+    pub async fn explain(
+        &self,
+        namespace: Namespace,
+        tokens: Vec<TokenId>,
+    ) -> Result<Explanation, EngineError> {
+        self.ask(move |scheduler| scheduler.explain(&namespace, &tokens)).await
+    }
+
+    /// What each namespace has in the prefix index, in order.
+    ///
+    /// # Errors
+    /// As [`explain`](Self::explain).
+    pub async fn cache_usage(&self) -> Result<Vec<NamespaceUsage>, EngineError> {
+        self.ask(|scheduler| scheduler.usage()).await
+    }
+
+    /// Evicts every cached block that no sequence holds; returns how many those were.
+    ///
+    /// # Errors
+    /// As [`explain`](Self::explain).
+    pub async fn clear_cache(&self) -> Result<u32, EngineError> {
+        self.ask(Scheduler::clear_cache).await
+    }
+
+    /// Asks the scheduler something; waits for the task to answer, which it does between two steps.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Scheduler) -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        let question = Question(Box::new(|scheduler| {
+            // Whoever asked may have gone.
+            let _ = reply.send(question(scheduler));
+        }));
+        self.shared.commands.send(Command::Ask(question)).map_err(|_| EngineError::ShuttingDown)?;
+        let retry_after = self.shared.admission.until_ready();
+        answer.await.map_err(|_| match self.shared.is_draining() {
+            true => EngineError::ShuttingDown,
+            false => EngineError::Unavailable { retry_after },
+        })
+    }
+
     /// What the replica is doing now.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -154,6 +211,20 @@ impl Engine {
 impl Shared {
     pub(super) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
+    }
+}
+
+// === impl Question ===
+
+impl Question {
+    pub(super) fn answer(self, scheduler: &mut Scheduler) {
+        (self.0)(scheduler);
+    }
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Question(…)")
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use super::{
     EngineError, Generation,
-    handle::{Shared, Submission},
+    handle::{Question, Shared, Submission},
     limits::EndRate,
     live::{Entry, Live, Overflow},
 };
@@ -104,6 +104,12 @@ impl Session {
         };
         // If nobody waits for the answer any more, the generation in it is dropped, and that cancels the sequence.
         let _ = reply.send(answer);
+    }
+
+    /// Answers a question, which may change the scheduler's figures.
+    pub(super) fn answer(&mut self, question: Question) {
+        self.is_stale = true;
+        question.answer(&mut self.scheduler);
     }
 
     /// The sequence's client went away.

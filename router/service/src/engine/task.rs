@@ -194,6 +194,7 @@ fn apply(command: Command, session: &mut Session, context: &mut Context) -> Appl
             let _ = submission.reply.send(Err(EngineError::ShuttingDown));
         }
         Command::Submit(submission) => session.submit(submission, context),
+        Command::Ask(question) => session.answer(question),
         Command::Cancel(id) => session.cancel(id, context),
         Command::Drain => return Applied::Drain,
         Command::Stop => return Applied::Stop,
@@ -213,7 +214,7 @@ async fn refusing<T>(
             biased;
             command = commands.recv() => match command? {
                 Command::Drain | Command::Stop => return None,
-                Command::Cancel(_) => {}
+                Command::Cancel(_) | Command::Ask(_) => {}
                 Command::Submit(submission) => {
                     let retry_after = context.shared.admission.until_ready();
                     let _ = submission.reply.send(Err(EngineError::Unavailable { retry_after }));

@@ -76,7 +76,7 @@ async fn a_trace_runs_from_the_client_to_the_shard() {
     let http = http::Request::get("/generate").header("traceparent", format!("00-{TRACE}-{CLIENT_SPAN}-01"));
     let span = telemetry::request_span(&http.body(()).unwrap());
     let request = Request {
-        namespace: Namespace::new([]),
+        namespace: Namespace::default(),
         prompt: (0..10).collect(),
         max_new_tokens: 5,
         stop_tokens: Arc::from([]),

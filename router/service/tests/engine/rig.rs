@@ -100,7 +100,7 @@ pub(crate) fn start<S: Shard>(
 /// A greedy request.
 pub(crate) fn request(prompt: impl IntoIterator<Item = u32>, max_new_tokens: u32) -> Request {
     Request {
-        namespace: Namespace::new([]),
+        namespace: Namespace::default(),
         prompt: prompt.into_iter().collect(),
         max_new_tokens,
         stop_tokens: Arc::from([]),
