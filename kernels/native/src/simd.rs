@@ -11,10 +11,14 @@ pub type Block = [f32; LANES];
 pub enum Level {
     /// The baseline of the target architecture.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// The same with AVX-VNNI: products of bytes.
+    AvxVnni,
     /// x86-64 with AVX-512 F, VL, BW and DQ.
     Avx512,
+    /// The same with VNNI: products of bytes.
+    Avx512Vnni,
 }
 
 impl Level {
@@ -24,17 +28,21 @@ impl Level {
         let mut levels = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                levels.push(Self::Avx2);
-                if ["avx512f", "avx512vl", "avx512bw", "avx512dq"].iter().all(|name| match *name {
-                    "avx512f" => is_x86_feature_detected!("avx512f"),
-                    "avx512vl" => is_x86_feature_detected!("avx512vl"),
-                    "avx512bw" => is_x86_feature_detected!("avx512bw"),
-                    _ => is_x86_feature_detected!("avx512dq"),
-                }) {
-                    levels.push(Self::Avx512);
-                }
-            }
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq");
+            let found = [
+                (Self::Avx2, avx2),
+                (Self::AvxVnni, avx2 && is_x86_feature_detected!("avxvnni")),
+                (Self::Avx512, avx512),
+                (Self::Avx512Vnni, avx512 && is_x86_feature_detected!("avx512vnni")),
+            ];
+            levels.extend(found.into_iter().filter_map(|(level, is_there)| is_there.then_some(level)));
         }
         levels
     }
@@ -64,11 +72,11 @@ macro_rules! dispatch {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
             // SAFETY: `Level::available` lists only what the processor reports.
-            $crate::simd::Level::Avx2 => unsafe { avx2($($argument),*) },
+            $crate::simd::Level::Avx2 | $crate::simd::Level::AvxVnni => unsafe { avx2($($argument),*) },
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
             // SAFETY: as above.
-            $crate::simd::Level::Avx512 => unsafe { avx512($($argument),*) },
+            $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Vnni => unsafe { avx512($($argument),*) },
             _ => $body::<false>($($argument),*),
         }
     }};

@@ -1,0 +1,162 @@
+//! Activations in the form that a weight's format is multiplied with.
+
+use std::borrow::Cow;
+
+use super::{BLOCK, Floats, bf16_to_f32, weight::Format};
+use crate::{
+    Pool, dispatch,
+    simd::{LANES, Level},
+};
+
+/// Rows of activations that one thread converts at a time.
+const ROWS: usize = 4;
+
+/// Bytes with a scale per block of 32: `x ≈ scale * q`.
+#[derive(Debug)]
+pub(super) struct Quantised {
+    /// Columns, rounded up to whole blocks.
+    pub(super) columns: usize,
+    /// `[rows, columns]`; the surplus is zero.
+    pub(super) quants: Vec<i8>,
+    /// `[rows, columns / 32]`.
+    pub(super) scales: Vec<f32>,
+    /// `[rows, columns / 16]`: sums of the quants.
+    pub(super) sums: Vec<i32>,
+}
+
+/// Single precision.
+#[derive(Debug)]
+pub(super) struct Singles<'a> {
+    /// Columns, made even for the pairs of bf16 weights.
+    pub(super) columns: usize,
+    /// `[rows, columns]`; the surplus is zero.
+    pub(super) values: Cow<'a, [f32]>,
+}
+
+impl<'a> Singles<'a> {
+    pub(super) fn new(values: Floats<'a>, columns: usize, is_even: bool) -> Self {
+        if is_even && !columns.is_multiple_of(2) {
+            let row = |row: usize| {
+                (row * columns..(row + 1) * columns).map(move |index| values.get(index)).chain([0.0])
+            };
+            return Self {
+                columns: columns + 1,
+                values: (0..values.len() / columns).flat_map(row).collect(),
+            };
+        }
+        let values = match values {
+            Floats::F32(values) => Cow::Borrowed(values),
+            Floats::Bf16(values) => Cow::Owned(values.iter().map(|&bits| bf16_to_f32(bits)).collect()),
+        };
+        Self { columns, values }
+    }
+}
+
+impl Quantised {
+    /// Quantises `values` `[rows, columns]`.
+    pub(super) fn new(values: Floats<'_>, columns: usize, pool: &Pool, level: Level) -> Self {
+        let (rows, padded) = (values.len() / columns, columns.next_multiple_of(BLOCK));
+        let mut quantised = Self {
+            columns: padded,
+            quants: vec![0; rows * padded],
+            scales: vec![0.0; rows * padded / BLOCK],
+            sums: vec![0; rows * padded / BLOCK * 2],
+        };
+        let chunks = (quantised.quants.chunks_mut(ROWS * padded))
+            .zip(quantised.scales.chunks_mut(ROWS * padded / BLOCK))
+            .zip(quantised.sums.chunks_mut(ROWS * padded / BLOCK * 2));
+        let quantise = |first: usize, quants: &mut [i8], scales: &mut [f32], sums: &mut [i32]| {
+            dispatch!(level, quantise_rows, (
+                values: Floats<'_> = values,
+                columns: usize = columns,
+                first: usize = first,
+                quants: &mut [i8] = quants,
+                scales: &mut [f32] = scales,
+                sums: &mut [i32] = sums,
+            ));
+        };
+        if rows <= ROWS {
+            for (index, ((quants, scales), sums)) in chunks.enumerate() {
+                quantise(index * ROWS, quants, scales, sums);
+            }
+        } else {
+            let mut chunks: Vec<_> = chunks.collect();
+            pool.for_each_chunk(&mut chunks, 1, |index, chunk| {
+                let ((quants, scales), sums) = &mut chunk[0];
+                quantise(index * ROWS, quants, scales, sums);
+            });
+        }
+        quantised
+    }
+
+    /// What stands in for a weight's offset or minimum, per row and group of columns: what the integer sum of a group
+    /// begins with; or, as the bits of a float, what its minimum is multiplied with.
+    pub(super) fn corrections(&self, format: Format) -> Vec<i32> {
+        match format {
+            Format::Q6 => self.sums.iter().map(|sum| -format.offset() * sum).collect(),
+            Format::Q4Min => {
+                let (sums, _) = self.sums.as_chunks::<2>();
+                let scaled =
+                    sums.iter().zip(&self.scales).map(|(sum, scale)| (sum[0] + sum[1]) as f32 * scale);
+                scaled.map(|value| value.to_bits().cast_signed()).collect()
+            }
+            _ => {
+                let (sums, _) = self.sums.as_chunks::<2>();
+                sums.iter().map(|sum| -format.offset() * (sum[0] + sum[1])).collect()
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn quantise_rows<const FUSED: bool>(
+    values: Floats<'_>,
+    columns: usize,
+    first: usize,
+    quants: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) {
+    let blocks = columns.div_ceil(BLOCK);
+    let (quant_blocks, _) = quants.as_chunks_mut::<BLOCK>();
+    for (index, quants) in quant_blocks.iter_mut().enumerate() {
+        let begin = (first + index / blocks) * columns + index % blocks * BLOCK;
+        let len = BLOCK.min(columns - index % blocks * BLOCK);
+        let mut block = [0.0f32; BLOCK];
+        match values {
+            Floats::F32(values) => block[..len].copy_from_slice(&values[begin..begin + len]),
+            Floats::Bf16(values) => {
+                for (to, &from) in block.iter_mut().zip(&values[begin..begin + len]) {
+                    *to = bf16_to_f32(from);
+                }
+            }
+        }
+        let (scale, halves) = quantise(&block, quants);
+        scales[index] = scale;
+        sums[index * 2..][..2].copy_from_slice(&halves);
+    }
+}
+
+/// Writes the quants of a block; returns its scale, and the sums of the quants of its halves.
+#[inline(always)]
+pub(super) fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    let mut largest = [0.0f32; LANES];
+    for half in block.as_chunks::<LANES>().0 {
+        for lane in 0..LANES {
+            let magnitude = half[lane].abs();
+            largest[lane] = if magnitude > largest[lane] { magnitude } else { largest[lane] };
+        }
+    }
+    let largest = largest.into_iter().fold(0.0f32, |a, b| if b > a { b } else { a });
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let mut rounded = [0i32; BLOCK];
+    for (to, value) in rounded.iter_mut().zip(block) {
+        *to = ((value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits())).cast_signed();
+    }
+    for (to, value) in quants.iter_mut().zip(rounded) {
+        *to = value as i8;
+    }
+    let sum = |half: &[i32]| half.iter().sum();
+    (largest / 127.0, [sum(&rounded[..LANES]), sum(&rounded[LANES..])])
+}

@@ -1,0 +1,187 @@
+//! Which thread computes what. The weights are read once for up to [`SPAN_BYTES`] of activations, which stay in the
+//! second-level cache meanwhile; panels go to the threads as they come for more.
+
+use std::ops::Range;
+
+use super::{
+    Floats, FloatsMut, Linear, LinearError, PANEL,
+    activations::{Quantised, Singles},
+    f32_to_bf16, floats, integers,
+    memory::Line,
+    weight::{Format, Segment},
+};
+use crate::{
+    Pool,
+    pool::SharedMut,
+    simd::{Block, Level},
+};
+
+/// Activations that are multiplied with a panel before the next is read.
+const SPAN_BYTES: usize = 512 * 1024;
+/// Panels are handed out a few at a time, at least so many bytes of them.
+const MIN_ITEM_BYTES: usize = 32 * 1024;
+/// And at most so many shares to a thread.
+const SHARES: usize = 8;
+/// The tiles of floats take so many panels.
+const PANEL_GROUP: usize = 4;
+
+/// `output = x · weightᵀ + bias`, on the threads of `pool`.
+///
+/// # Errors
+/// [`LinearError`] if the parts do not fit together.
+pub fn linear(
+    call: &Linear<'_>,
+    output: &mut FloatsMut<'_>,
+    pool: &Pool,
+    level: Level,
+) -> Result<(), LinearError> {
+    let num_rows = call.validate(output)?;
+    let operands = Operands::new(call, pool, level);
+    let emit = Emit::new(call, output);
+    let items = items(call, num_rows, pool.num_threads());
+    pool.for_each(items.len(), |index| {
+        let item = &items[index];
+        operands.multiply(&call.weight.segments()[item.segment], &item.span, &emit, level);
+    });
+    Ok(())
+}
+
+/// Rows of activations and panels of a segment.
+#[derive(Debug)]
+pub(super) struct Span {
+    pub(super) rows: Range<usize>,
+    pub(super) panels: Range<usize>,
+}
+
+#[derive(Debug)]
+struct Item {
+    segment: usize,
+    span: Span,
+}
+
+fn items(call: &Linear<'_>, num_rows: usize, num_threads: usize) -> Vec<Item> {
+    let segments = call.weight.segments();
+    let lines: usize = segments.iter().map(|segment| segment.lines.len()).sum();
+    let share = (lines * size_of::<Line>() / (num_threads * SHARES)).max(MIN_ITEM_BYTES);
+    let max_rows = (SPAN_BYTES / (4 * call.weight.columns())).next_multiple_of(24);
+    let mut items = Vec::new();
+    for first in (0..num_rows).step_by(max_rows) {
+        let rows = first..(first + max_rows).min(num_rows);
+        for (index, segment) in segments.iter().enumerate() {
+            let panels = segment.rows.div_ceil(PANEL);
+            let panel_bytes = segment.stride * size_of::<Line>();
+            // With many rows an item is long enough with a few panels.
+            let few =
+                if num_threads == 1 { panels } else { (share / (panel_bytes * rows.len().min(8))).max(1) };
+            let few = few.next_multiple_of(PANEL_GROUP);
+            items.extend((0..panels).step_by(few).map(|panel| Item {
+                segment: index,
+                span: Span { rows: rows.clone(), panels: panel..(panel + few).min(panels) },
+            }));
+        }
+    }
+    items
+}
+
+/// The activations, in every form that the weight's segments ask for.
+struct Operands<'a> {
+    singles: Option<Singles<'a>>,
+    quantised: Option<Quantised>,
+    /// By format.
+    corrections: Vec<(Format, Vec<i32>)>,
+}
+
+impl<'a> Operands<'a> {
+    fn new(call: &Linear<'a>, pool: &Pool, level: Level) -> Self {
+        let columns = call.weight.columns();
+        let formats = call.weight.formats();
+        let quantised = (formats.iter().any(|format| format.is_quantised()))
+            .then(|| Quantised::new(call.x, columns, pool, level));
+        let corrections = quantised.iter().flat_map(|quantised| {
+            let formats = formats.iter().filter(|format| format.is_quantised());
+            formats.map(|&format| (format, quantised.corrections(format)))
+        });
+        Self {
+            singles: (formats.iter().any(|format| !format.is_quantised()))
+                .then(|| Singles::new(call.x, columns, formats.contains(&Format::Bf16))),
+            corrections: corrections.collect(),
+            quantised,
+        }
+    }
+
+    fn multiply(&self, segment: &Segment, span: &Span, emit: &Emit<'_>, level: Level) {
+        #[expect(unsafe_code, reason = "the tiles work on pointers")]
+        // SAFETY: `validate` has compared all lengths, items are within them, and the format is the one that is named;
+        // `level` comes from `Level::available`.
+        unsafe {
+            match (&self.singles, &self.quantised) {
+                (Some(x), _) if !segment.format.is_quantised() => {
+                    floats::multiply(x, segment, span, emit, level);
+                }
+                (_, Some(x)) => {
+                    let corrections = self.corrections.iter().find(|(format, _)| *format == segment.format);
+                    let (_, corrections) = corrections.expect("of every format. This is a bug.");
+                    integers::multiply(x, corrections, segment, span, emit, level);
+                }
+                _ => unreachable!("the activations are there in every form that is needed. This is a bug."),
+            }
+        }
+    }
+}
+
+/// Where the sums go.
+pub(super) struct Emit<'a> {
+    bias: Option<Floats<'a>>,
+    output: Output,
+    /// Of the output.
+    columns: usize,
+}
+
+enum Output {
+    F32(SharedMut<f32>),
+    Bf16(SharedMut<u16>),
+}
+
+impl<'a> Emit<'a> {
+    fn new(call: &Linear<'a>, output: &mut FloatsMut<'_>) -> Self {
+        let output = match output {
+            FloatsMut::F32(values) => Output::F32(SharedMut::new(values)),
+            FloatsMut::Bf16(values) => Output::Bf16(SharedMut::new(values)),
+        };
+        Self { bias: call.bias, output, columns: call.weight.rows() }
+    }
+
+    /// The sums of one row of activations with one panel.
+    ///
+    /// # Safety
+    /// The row is one of the call's, the panel one of the segment's, and no other thread has the same.
+    #[expect(unsafe_code, reason = "threads write to parts of one slice")]
+    #[inline(always)]
+    pub(super) unsafe fn panel(&self, segment: &Segment, row: usize, panel: usize, sums: &Block) {
+        let first = segment.start + panel * PANEL;
+        let len = PANEL.min(segment.rows - panel * PANEL);
+        let mut sums = *sums;
+        if let Some(bias) = self.bias {
+            sums.iter_mut().take(len).enumerate().for_each(|(lane, sum)| *sum += bias.get(first + lane));
+        }
+        let at = row * self.columns + first;
+        // SAFETY: within the output, whose length `validate` has compared; nobody else has these elements.
+        unsafe {
+            match &self.output {
+                Output::F32(output) if len == PANEL => {
+                    output.get().add(at).cast::<Block>().write_unaligned(sums)
+                }
+                Output::F32(output) => {
+                    (0..len).for_each(|lane| output.get().add(at + lane).write(sums[lane]));
+                }
+                Output::Bf16(output) if len == PANEL => {
+                    let rounded = sums.map(f32_to_bf16);
+                    output.get().add(at).cast::<[u16; PANEL]>().write_unaligned(rounded);
+                }
+                Output::Bf16(output) => {
+                    (0..len).for_each(|lane| output.get().add(at + lane).write(f32_to_bf16(sums[lane])));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! A tile of a product with quantised weights: the quants of a block of a panel, unpacked once for some rows of
+//! activations; integer sums per group of columns, scaled into floats.
+#![expect(unsafe_code, reason = "pointers into slices whose lengths `fast.rs` has checked")]
+#![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
+#![expect(clippy::needless_range_loop, reason = "the indices are of registers")]
+
+use super::{
+    BLOCK, PANEL,
+    activations::Quantised,
+    fast::{Emit, Span},
+    isa::{Isa, on_isa},
+    memory::Line,
+    weight::{Format, Segment},
+};
+use crate::simd::Level;
+
+/// Bytes ahead of what is read.
+const PREFETCH: usize = 4096;
+/// Lines of four columns in a block.
+const QUADS: usize = BLOCK / 4;
+
+/// A format, as the compiler must know it.
+trait Kind {
+    const NIBBLES: bool;
+    /// Columns that share a scale.
+    const GROUP: usize;
+    const MINIMA: bool;
+    /// Whether a quant may be above 127.
+    const WIDE: bool;
+}
+
+struct Q8;
+struct Q6;
+struct Q4;
+struct Q4Min;
+
+impl Kind for Q8 {
+    const NIBBLES: bool = false;
+    const GROUP: usize = 32;
+    const MINIMA: bool = false;
+    const WIDE: bool = true;
+}
+
+impl Kind for Q6 {
+    const NIBBLES: bool = false;
+    const GROUP: usize = 16;
+    const MINIMA: bool = false;
+    const WIDE: bool = false;
+}
+
+impl Kind for Q4 {
+    const NIBBLES: bool = true;
+    const GROUP: usize = 32;
+    const MINIMA: bool = false;
+    const WIDE: bool = false;
+}
+
+impl Kind for Q4Min {
+    const NIBBLES: bool = true;
+    const GROUP: usize = 32;
+    const MINIMA: bool = true;
+    const WIDE: bool = false;
+}
+
+/// Rows `span.rows` of `x` with panels `span.panels` of `segment`; `corrections` are `x.corrections(segment.format)`.
+///
+/// # Safety
+/// The spans are within `x` and `segment`, whose format is quantised; `level` is one of the machine's.
+pub(super) unsafe fn multiply(
+    x: &Quantised,
+    corrections: &[i32],
+    segment: &Segment,
+    span: &Span,
+    emit: &Emit<'_>,
+    level: Level,
+) {
+    macro_rules! run {
+        ($kind:ty) => {
+            on_isa!(level, tiles::<$kind>(
+                x: &Quantised, corrections: &[i32], segment: &Segment, span: &Span, emit: &Emit<'_>
+            ))
+        };
+    }
+    match segment.format {
+        Format::Q8 => run!(Q8),
+        Format::Q6 => run!(Q6),
+        Format::Q4 => run!(Q4),
+        Format::Q4Min => run!(Q4Min),
+        Format::F32 | Format::Bf16 => unreachable!("floats go to `floats::multiply`. This is a bug."),
+    }
+}
+
+#[inline(always)]
+unsafe fn tiles<I: Isa, K: Kind, const HALVES: usize>(
+    x: &Quantised,
+    corrections: &[i32],
+    segment: &Segment,
+    span: &Span,
+    emit: &Emit<'_>,
+) {
+    for panel in span.panels.clone() {
+        let mut row = span.rows.start;
+        while row < span.rows.end {
+            macro_rules! tile {
+                ($rows:literal) => {{
+                    tile::<I, K, HALVES, $rows>(x, corrections, segment, row, panel, emit);
+                    row += $rows;
+                }};
+            }
+            match span.rows.end - row {
+                8.. if I::ACCUMULATORS >= 24 => tile!(8),
+                4.. => tile!(4),
+                2.. => tile!(2),
+                _ => tile!(1),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize>(
+    x: &Quantised,
+    corrections: &[i32],
+    segment: &Segment,
+    row: usize,
+    panel: usize,
+    emit: &Emit<'_>,
+) {
+    let blocks = x.columns / BLOCK;
+    let groups = BLOCK / K::GROUP;
+    let (quant_lines, scale_lines) = segment.format.quant_lines(x.columns);
+    let lines: *const Line = segment.lines.as_ptr().add(panel * segment.stride);
+    let scales = lines.add(quant_lines).cast::<u16>();
+    let minima = lines.add(quant_lines + scale_lines).cast::<u16>();
+    let quants = x.quants.as_ptr().add(row * x.columns);
+    let x_scales = x.scales.as_ptr().add(row * blocks);
+    let corrections = corrections.as_ptr().add(row * blocks * groups);
+    let mut sums = [[I::zero(); HALVES]; ROWS];
+    for block in 0..blocks {
+        for line in 0..segment.format.block_lines() {
+            let ahead = (block * segment.format.block_lines() + line) * 64 + PREFETCH;
+            I::prefetch(lines.cast::<u8>().wrapping_add(ahead));
+        }
+        for half in 0..HALVES {
+            let weights = unpack::<I, K>(lines.cast::<u8>(), block, half);
+            for group in 0..groups {
+                let first_quad = group * K::GROUP / 4;
+                let scale = I::load_f16(scales.add((block * groups + group) * PANEL + half * I::LANES));
+                for row in 0..ROWS {
+                    let quads = quants.add(row * x.columns + block * BLOCK).cast::<u32>();
+                    let correction = *corrections.add((row * blocks + block) * groups + group);
+                    let mut dot = I::splat_i32(if K::MINIMA { 0 } else { correction });
+                    for quad in first_quad..first_quad + K::GROUP / 4 {
+                        dot = I::dot_u8(dot, weights[quad], quads.add(quad).read_unaligned(), K::WIDE);
+                    }
+                    let both = I::mul(scale, I::splat(*x_scales.add(row * blocks + block)));
+                    let sum = &mut sums[row][half];
+                    *sum = I::fma(I::to_f32(dot), both, *sum);
+                    if K::MINIMA {
+                        let minimum = I::load_f16(minima.add(block * PANEL + half * I::LANES));
+                        *sum = I::fma(minimum, I::splat(f32::from_bits(correction.cast_unsigned())), *sum);
+                    }
+                }
+            }
+        }
+    }
+    for (index, halves) in sums.iter().enumerate() {
+        let mut out = [0.0f32; PANEL];
+        for (half, sum) in halves.iter().enumerate() {
+            I::store(out.as_mut_ptr().add(half * I::LANES), *sum);
+        }
+        emit.panel(segment, row + index, panel, &out);
+    }
+}
+
+/// The quants of a block, four columns to a vector.
+#[inline(always)]
+unsafe fn unpack<I: Isa, K: Kind>(lines: *const u8, block: usize, half: usize) -> [I::I; QUADS] {
+    let mut weights = [I::splat_i32(0); QUADS];
+    if K::NIBBLES {
+        for line in 0..QUADS / 2 {
+            let packed = I::load(lines.add((block * QUADS / 2 + line) * 64 + half * 32));
+            (weights[line], weights[line + QUADS / 2]) = I::nibbles(packed);
+        }
+    } else {
+        for (quad, weights) in weights.iter_mut().enumerate() {
+            *weights = I::load(lines.add((block * QUADS + quad) * 64 + half * 32));
+        }
+    }
+    weights
+}

@@ -1,0 +1,168 @@
+//! Products of activations with weights that were repacked once, from one row (a decode, which is a read of the weights)
+//! to thousands (a prefill, which is arithmetic), from the same copy.
+//!
+//! ```text
+//!   weight.rs       a matrix [rows, columns] in memory: panels of 16 rows, in floats or in blocks of 32 quantised columns
+//!   memory.rs       where its panels lie
+//!   pack.rs         from plain floats and from GGUF's blocks into panels, and back
+//!   activations.rs  what the other operand must look like: floats, bf16, or bytes with a scale per block
+//!   fast.rs         which thread computes which rows of which panels; floats.rs, integers.rs: one tile of that
+//!   isa/            the instructions
+//! ```
+//!
+//! A result is always the same sum in the same order, whatever is computed beside it: what a token's vector becomes does
+//! not depend, to the last bit, on the batch that it is in.
+
+mod activations;
+mod fast;
+mod floats;
+mod integers;
+mod isa;
+mod memory;
+mod naive;
+mod pack;
+mod weight;
+
+pub use fast::linear;
+pub use naive::linear_naive;
+pub use weight::{Format, PackError, Weight};
+
+/// Rows of a weight that are stored side by side.
+const PANEL: usize = 16;
+/// Columns that share a scale.
+const BLOCK: usize = 32;
+
+/// Activations.
+#[derive(Clone, Copy, Debug)]
+pub enum Floats<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Bits of bfloat16.
+    Bf16(&'a [u16]),
+}
+
+/// Where results go, rounded to what is there.
+#[derive(Debug)]
+pub enum FloatsMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// Bits of bfloat16.
+    Bf16(&'a mut [u16]),
+}
+
+impl Floats<'_> {
+    /// Elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(values) => values[index],
+            Self::Bf16(values) => bf16_to_f32(values[index]),
+        }
+    }
+}
+
+impl FloatsMut<'_> {
+    /// Elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn set(&mut self, index: usize, value: f32) {
+        match self {
+            Self::F32(values) => values[index] = value,
+            Self::Bf16(values) => values[index] = f32_to_bf16(value),
+        }
+    }
+}
+
+/// `output = x · weightᵀ + bias`.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear<'a> {
+    /// `[rows of x, weight.columns()]`.
+    pub x: Floats<'a>,
+    /// Whole: see [`Weight::is_whole`].
+    pub weight: &'a Weight,
+    /// `[weight.rows()]`.
+    pub bias: Option<Floats<'a>>,
+}
+
+/// A call whose parts do not fit together.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LinearError {
+    /// A slice has the wrong length.
+    #[error("{name} has {found} elements, expected {expected}")]
+    Length {
+        /// Which slice.
+        name: &'static str,
+        /// Elements that the weight calls for.
+        expected: usize,
+        /// Elements that it has.
+        found: usize,
+    },
+    /// Some rows were never packed.
+    #[error("{packed} of the weight's {rows} rows have been loaded")]
+    NotWhole {
+        /// Rows that are there.
+        packed: usize,
+        /// Rows that there should be.
+        rows: usize,
+    },
+}
+
+impl Linear<'_> {
+    /// Rows of activations. Checks every length, so that the kernels need not.
+    ///
+    /// # Errors
+    /// [`LinearError`], with the facts.
+    pub fn validate(&self, output: &FloatsMut<'_>) -> Result<usize, LinearError> {
+        let (rows, columns) = (self.weight.rows(), self.weight.columns());
+        if !self.weight.is_whole() {
+            return Err(LinearError::NotWhole { packed: self.weight.packed_rows(), rows });
+        }
+        let num_rows = self.x.len() / columns;
+        let check = |name, found: usize, expected: usize| {
+            if found == expected { Ok(()) } else { Err(LinearError::Length { name, expected, found }) }
+        };
+        check("x", self.x.len(), num_rows * columns)?;
+        check("output", output.len(), num_rows * rows)?;
+        check("bias", self.bias.map_or(rows, |bias| bias.len()), rows)?;
+        Ok(num_rows)
+    }
+}
+
+#[inline(always)]
+fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// To the nearest, ties to even; NaN stays NaN.
+#[inline(always)]
+fn f32_to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
+    let quiet = bits | 0x0040_0000;
+    ((if value.is_nan() { quiet } else { rounded }) >> 16) as u16
+}
