@@ -12,7 +12,7 @@ from anaphora.errors import ModelFileError
 from anaphora.gguf_file import GgufFile
 from anaphora.layers.parameters import Placement
 from anaphora.model_config import ModelConfig, parse_dtype, read_gguf_config, read_hf_config
-from anaphora.models import GGUF_ARCHITECTURES, CausalLM, model_class
+from anaphora.models import CausalLM, model_class
 from anaphora.parallel import ParallelGroup
 
 
@@ -45,7 +45,7 @@ def load_model(
     if not path.exists():
         raise ModelFileError(f"{path} does not exist")
     gguf_file = GgufFile(path) if path.is_file() and path.suffix != ".json" else None
-    config = read_gguf_config(gguf_file, GGUF_ARCHITECTURES) if gguf_file else read_hf_config(path)
+    config = read_gguf_config(gguf_file) if gguf_file else read_hf_config(path)
     torch_dtype = _resolve_dtype(dtype, config, device)
     with torch.inference_mode():
         model = model_class(config.architecture)(config, Placement(group, torch_dtype, device))

@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 from anaphora.loader import LoadedModel, load_model
+from anaphora.model_config import GGUF_ARCHITECTURES, HF_ARCHITECTURES
 from anaphora.models import MODELS
 from anaphora.parallel import ParallelGroup
 from paged_driver import Driver
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 VOCAB = 211
 TINY = {
@@ -35,6 +46,18 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+QWEN3 = TINY | {"num_key_value_heads": 2, "head_dim": 24}
+GEMMA3 = TINY | {
+    "num_key_value_heads": 1,
+    "head_dim": 24,
+    "query_pre_attn_scalar": 40,
+    "sliding_window": 20,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+    },
+}
 CONFIGS = {
     "llama": LlamaConfig(**TINY),
     "llama, 2 KV heads": LlamaConfig(**TINY | {"num_key_value_heads": 2}),
@@ -47,8 +70,26 @@ CONFIGS = {
     ),
     "mistral, window 20": MistralConfig(**TINY | {"num_key_value_heads": 2}, sliding_window=20),
     "mistral, no window": MistralConfig(**TINY | {"num_key_value_heads": 2}, sliding_window=None),
+    "qwen3": Qwen3Config(**QWEN3),
+    "qwen3, tied, biases, a window in the last layer": Qwen3Config(
+        **QWEN3,
+        tie_word_embeddings=True,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=20,
+        max_window_layers=2,
+    ),
+    "gemma3": Gemma3TextConfig(**GEMMA3),
+    "gemma3, untied, soft-capped logits": Gemma3TextConfig(
+        **GEMMA3, tie_word_embeddings=False, final_logit_softcapping=3.0
+    ),
 }
-CLASSES = {"llama": LlamaForCausalLM, "mistral": MistralForCausalLM}
+CLASSES = {
+    "llama": LlamaForCausalLM,
+    "mistral": MistralForCausalLM,
+    "qwen3": Qwen3ForCausalLM,
+    "gemma3_text": Gemma3ForCausalLM,
+}
 PROMPT_LENGTHS = (70, 1, 17, 33)
 
 
@@ -88,7 +129,8 @@ def greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[i
 
 
 def test_every_architecture_is_tested() -> None:
-    assert {CLASSES[config.model_type].__name__ for config in CONFIGS.values()} == set(MODELS)
+    assert {CLASSES[config.model_type].__name__ for config in CONFIGS.values()} == set(MODELS) == set(HF_ARCHITECTURES)
+    assert {name for name, _ in GGUF_ARCHITECTURES.values()} < set(MODELS)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 512])

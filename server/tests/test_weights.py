@@ -325,3 +325,30 @@ def test_old_and_new_ways_to_write_rope() -> None:
     ]:
         config = parse_hf_config(sizes | raw, "config.json")
         assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
+
+
+def test_old_and_new_ways_to_write_gemma3() -> None:
+    sizes = {"architectures": ["Gemma3ForCausalLM"], "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 7, "num_attention_heads": 4, "max_position_embeddings": 256}
+    kinds = ["sliding_attention"] * 5 + ["full_attention", "sliding_attention"]
+    linear = {"rope_type": "linear", "factor": 8.0}
+    nested = {"full_attention": linear | {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
+    for raw, scaling, windows in [
+        ({}, None, 4096),
+        ({"rope_theta": 1000000, "rope_local_base_freq": 10000, "sliding_window_pattern": 6}, None, 4096),
+        ({"rope_scaling": linear, "sliding_window": 8}, LinearScaling(8.0), 8),
+        ({"rope_parameters": nested, "layer_types": kinds, "sliding_window": 8}, LinearScaling(8.0), 8),
+    ]:
+        config = parse_hf_config(sizes | raw, "config.json")
+        assert (config.rope_theta, config.local_rope_theta, config.rope_scaling) == (1e6, 1e4, scaling)
+        assert config.windows == (windows,) * 5 + (None, windows)
+        assert (config.head_dim, config.attention_scale, config.tie_word_embeddings) == (256, 1 / 16, True)
+    for change, message in [
+        ({"layer_types": ["full_attention"] * 6 + ["linear_attention"]}, "type 'linear_attention'"),
+        ({"layer_types": kinds[1:]}, "a list of 7 names"),
+        ({"hidden_activation": "gelu"}, "hidden_activation = 'gelu'"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
+        ({"rope_parameters": {"sliding_attention": linear}}, "scaled rotary frequencies"),
+    ]:
+        with pytest.raises(ModelFileError, match=message):
+            parse_hf_config(sizes | change, "config.json")

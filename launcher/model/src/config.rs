@@ -17,12 +17,18 @@ pub enum Architecture {
     Llama,
     /// Mistral 7B: Llama with a sliding window.
     Mistral,
+    /// Qwen3's dense models: Llama with norms on query and key heads.
+    Qwen3,
+    /// Gemma 3's text models.
+    Gemma3,
 }
 
 /// The name in `architectures` of `config.json`, `general.architecture` of GGUF files, and what we call it.
 const ARCHITECTURES: &[(Architecture, &str, Option<&str>)] = &[
     (Architecture::Llama, "LlamaForCausalLM", Some("llama")),
     (Architecture::Mistral, "MistralForCausalLM", None),
+    (Architecture::Qwen3, "Qwen3ForCausalLM", Some("qwen3")),
+    (Architecture::Gemma3, "Gemma3ForCausalLM", Some("gemma3")),
 ];
 
 /// How rotary frequencies are stretched for long contexts.
@@ -81,7 +87,7 @@ pub struct ModelConfig {
     pub attention_bias: bool,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
-    /// How far back a token looks, in tokens.
+    /// How far back a token looks, in tokens, in the layers that have a window.
     pub sliding_window: Option<u32>,
     /// The type that the weights were saved in, as the configuration names it; GGUF files name none.
     pub dtype: Option<String>,
@@ -111,6 +117,16 @@ impl Architecture {
     /// The name that `config.json` and our shard use.
     pub fn name(self) -> &'static str {
         ARCHITECTURES.iter().find(|entry| entry.0 == self).map_or("", |entry| entry.1)
+    }
+
+    /// Whether query and key heads are normalised before they are rotated.
+    pub fn has_head_norms(self) -> bool {
+        matches!(self, Self::Qwen3 | Self::Gemma3)
+    }
+
+    /// Whether attention and MLP stand between two norms each, instead of behind one.
+    pub fn has_outer_norms(self) -> bool {
+        self == Self::Gemma3
     }
 
     fn from_name(name: &str) -> Option<Self> {
@@ -160,7 +176,15 @@ impl Source<'_> {
     fn unknown_architecture(&self, found: &str, is_gguf: bool) -> ModelError {
         let names = ARCHITECTURES.iter().filter_map(|entry| if is_gguf { entry.2 } else { Some(entry.1) });
         let supported = names.collect::<Vec<_>>().join(", ");
-        self.unsupported("architecture", found, supported, "Choose a model of a supported architecture.")
+        let name = found.to_ascii_lowercase();
+        let hint = if name.contains("moe") {
+            "Mixtures of experts are not served yet: choose a dense model."
+        } else if name.ends_with("forconditionalgeneration") || name.ends_with("vl") {
+            "Models that see or hear are not served yet: choose a text-only model of the family."
+        } else {
+            "Choose a model of a supported architecture."
+        };
+        self.unsupported("architecture", found, supported, hint)
     }
 
     /// A size: from 1 to [`MAX_SIZE`].

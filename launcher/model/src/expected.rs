@@ -30,6 +30,8 @@ enum Dim {
     Queries,
     /// All key, or all value heads, side by side.
     KeysValues,
+    /// One head.
+    Head,
     /// One rotary frequency for each pair in a head.
     Frequencies,
 }
@@ -41,6 +43,11 @@ enum When {
     Untied,
     AttentionBias,
     MlpBias,
+    HeadNorms,
+    /// Attention and MLP have a norm before them only…
+    NoOuterNorms,
+    /// … or one behind them too.
+    OuterNorms,
     FactorScaling,
 }
 
@@ -55,8 +62,8 @@ const fn row(hugging_face: &'static str, gguf: &'static str, shape: &'static [Di
     Row { hugging_face, gguf, shape, when }
 }
 
-use Dim::{Frequencies, Hidden, Intermediate, KeysValues, Queries, Vocab};
-use When::{Always, AttentionBias, FactorScaling, MlpBias, Untied};
+use Dim::{Frequencies, Head, Hidden, Intermediate, KeysValues, Queries, Vocab};
+use When::{Always, AttentionBias, FactorScaling, HeadNorms, MlpBias, NoOuterNorms, OuterNorms, Untied};
 
 /// Outside the layers. An empty name: that naming has no such tensor.
 const MODEL: &[Row] = &[
@@ -77,7 +84,12 @@ const LAYER: &[Row] = &[
     row("self_attn.k_proj.bias", "attn_k.bias", &[KeysValues], AttentionBias),
     row("self_attn.v_proj.bias", "attn_v.bias", &[KeysValues], AttentionBias),
     row("self_attn.o_proj.bias", "attn_output.bias", &[Hidden], AttentionBias),
-    row("post_attention_layernorm.weight", "ffn_norm.weight", &[Hidden], Always),
+    row("self_attn.q_norm.weight", "attn_q_norm.weight", &[Head], HeadNorms),
+    row("self_attn.k_norm.weight", "attn_k_norm.weight", &[Head], HeadNorms),
+    row("post_attention_layernorm.weight", "ffn_norm.weight", &[Hidden], NoOuterNorms),
+    row("post_attention_layernorm.weight", "post_attention_norm.weight", &[Hidden], OuterNorms),
+    row("pre_feedforward_layernorm.weight", "ffn_norm.weight", &[Hidden], OuterNorms),
+    row("post_feedforward_layernorm.weight", "post_ffw_norm.weight", &[Hidden], OuterNorms),
     row("mlp.gate_proj.weight", "ffn_gate.weight", &[Intermediate, Hidden], Always),
     row("mlp.up_proj.weight", "ffn_up.weight", &[Intermediate, Hidden], Always),
     row("mlp.down_proj.weight", "ffn_down.weight", &[Hidden, Intermediate], Always),
@@ -111,6 +123,9 @@ impl ModelConfig {
             Untied => !self.tie_word_embeddings,
             AttentionBias => self.attention_bias,
             MlpBias => self.mlp_bias,
+            HeadNorms => self.architecture.has_head_norms(),
+            NoOuterNorms => !self.architecture.has_outer_norms(),
+            OuterNorms => self.architecture.has_outer_norms(),
             FactorScaling => self.rope_scaling == Some(RopeScaling::Factors),
         };
         let suffix = if naming == Naming::Gguf { row.gguf } else { row.hugging_face };
@@ -127,6 +142,7 @@ impl ModelConfig {
             Intermediate => self.intermediate_size.into(),
             Queries => u64::from(self.num_attention_heads) * head,
             KeysValues => u64::from(self.num_key_value_heads) * head,
+            Head => head,
             Frequencies => head / 2,
         }
     }

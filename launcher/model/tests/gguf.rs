@@ -226,7 +226,8 @@ fn tensors_that_do_not_fit_the_model_are_explained() {
 fn configurations_that_cannot_be_served_are_explained() {
     assert_eq!(
         spec_failure(|spec| spec.set("general.architecture", Meta::Text("mamba".to_owned()))),
-        "tiny.gguf: architecture mamba is not supported. Supported: llama. Choose a model of a supported architecture."
+        "tiny.gguf: architecture mamba is not supported. Supported: llama, qwen3, gemma3. Choose a model of a supported \
+         architecture."
     );
     assert_eq!(
         spec_failure(|spec| spec.remove("llama.block_count")),

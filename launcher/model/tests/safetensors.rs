@@ -253,8 +253,8 @@ fn tensors_that_do_not_fit_the_model_are_explained() {
 fn configurations_that_cannot_be_served_are_explained() {
     assert_eq!(
         config_failure("architectures", json!(["GPT2LMHeadModel"])),
-        "config.json: architecture GPT2LMHeadModel is not supported. Supported: LlamaForCausalLM, MistralForCausalLM. \
-         Choose a model of a supported architecture."
+        "config.json: architecture GPT2LMHeadModel is not supported. Supported: LlamaForCausalLM, \
+         MistralForCausalLM, Qwen3ForCausalLM, Gemma3ForCausalLM. Choose a model of a supported architecture."
     );
     assert_eq!(
         config_failure("hidden_size", json!("8")),

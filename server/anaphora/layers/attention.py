@@ -9,10 +9,11 @@ from anaphora.context import ForwardContext
 class Attention:
     """Causal grouped-query attention of one layer, without its projections."""
 
-    def __init__(self, head_dim: int, *, sliding_window: int | None = None) -> None:
-        """`sliding_window`: how many positions a query sees, itself included; None: all before it."""
-        self.scale = head_dim**-0.5
+    def __init__(self, scale: float, *, sliding_window: int | None = None, soft_cap: float | None = None) -> None:
+        """`scale` of query-key products, usually head_dim ** -0.5; others as in `anaphora_kernels.paged_attention`."""
+        self.scale = scale
         self.sliding_window = sliding_window
+        self.soft_cap = soft_cap
 
     def __call__(
         self,
@@ -26,6 +27,12 @@ class Attention:
         key_cache, value_cache = layer_cache
         anaphora_kernels.kv_store(key, value, key_cache, value_cache, context.kv_indices)
         out = anaphora_kernels.paged_attention(
-            query, key_cache, value_cache, context.attention, self.scale, sliding_window=self.sliding_window
+            query,
+            key_cache,
+            value_cache,
+            context.attention,
+            self.scale,
+            sliding_window=self.sliding_window,
+            soft_cap=self.soft_cap,
         )
         return out.flatten(1)

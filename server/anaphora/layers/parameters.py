@@ -16,9 +16,9 @@ class Placement:
     dtype: torch.dtype
     device: torch.device
 
-    def empty(self, *shape: int) -> Tensor:
-        """Memory for a parameter, not initialised."""
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory for a parameter, not initialised; of the model's dtype unless another is given."""
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Part:
     destination: Tensor
     dim: int = 0
     start: int = 0
+    offset: float = 0.0  # added to what the checkpoint holds
     random_mean: float = 0.0  # around which dummy weights are drawn
 
     def load(self, tensor: Tensor) -> None:
@@ -44,4 +45,6 @@ class Part:
         share = tensor.narrow(self.dim, start, min(size, self.shape[self.dim] - start))
         length = share.shape[self.dim]
         self.destination.narrow(self.dim, 0, length).copy_(share)
+        if self.offset:
+            self.destination.add_(self.offset)
         self.destination.narrow(self.dim, length, size - length).zero_()

@@ -1,7 +1,7 @@
 """The architectures that can be served, by the name that a checkpoint gives itself.
 
-To add one: a file that reads as arithmetic over `layers/`, and one line in MODELS. `server/tests/test_models.py`
-picks it up, given a tiny configuration to compare with transformers.
+To add one: a file that reads as arithmetic over `layers/`, one line in MODELS, and what its configuration says in
+`model_config.py`. `server/tests/test_models.py` picks it up, given a tiny configuration to compare with transformers.
 """
 
 from importlib import import_module
@@ -10,20 +10,16 @@ from typing import Protocol
 from torch import Tensor
 
 from anaphora.context import ForwardContext
-from anaphora.errors import UnsupportedModelError
 from anaphora.kv_cache import KvCache, KvLayout
 from anaphora.layers.parameters import Part, Placement
 from anaphora.model_config import ModelConfig
 
-# "architectures" in config.json -> module:class in this package
+# `ModelConfig.architecture` -> module:class in this package
 MODELS = {
     "LlamaForCausalLM": "llama:LlamaForCausalLM",
-    "MistralForCausalLM": "mistral:MistralForCausalLM",
-}
-
-# "general.architecture" in a GGUF file -> the same model's name above
-GGUF_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
+    "MistralForCausalLM": "llama:LlamaForCausalLM",  # Llama with a window in every layer
+    "Qwen3ForCausalLM": "qwen3:Qwen3ForCausalLM",
+    "Gemma3ForCausalLM": "gemma3:Gemma3ForCausalLM",
 }
 
 
@@ -61,9 +57,7 @@ class CausalLM(Protocol):
 
 
 def model_class(architecture: str) -> type[CausalLM]:
-    """The class of a model. Raises UnsupportedModelError for what MODELS does not list."""
-    if architecture not in MODELS:
-        raise UnsupportedModelError(f"architecture {architecture} is not supported; these are: {', '.join(MODELS)}")
+    """The class of a model that MODELS lists; `model_config` has refused all others."""
     module, name = MODELS[architecture].split(":")
     model: type[CausalLM] = getattr(import_module(f"{__name__}.{module}"), name)
     return model

@@ -1,23 +1,27 @@
-"""Llama, and what is built like it: https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2407.21783 (Llama 3).
+"""Llama, and what is built like it: https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2407.21783 (Llama 3),
+https://arxiv.org/abs/2310.06825 (Mistral).
 
     delta = embed(tokens), residual = 0
     per layer:  residual += delta;  delta = attention(norm(residual));  residual += delta;  delta = mlp(norm(residual))
     hidden = norm(residual + delta),  logits = head(hidden)
 
 `residual` is one tensor that the norms add to in place; what a block computes is handed on as `delta`.
-Equal to transformers' `LlamaForCausalLM`, which is what the tests compare with.
+Where architectures differ by a switch or a size, `ModelConfig` says so. Equal to transformers' `LlamaForCausalLM` and
+`MistralForCausalLM`, which is what the tests compare with.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from anaphora.context import ForwardContext
 from anaphora.kv_cache import KvCache, KvLayout
-from anaphora.layers.activation import silu_mul
+from anaphora.layers.activation import GATES
 from anaphora.layers.attention import Attention
 from anaphora.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from anaphora.layers.linear import GateUpLinear, QkvLinear, RowParallelLinear
-from anaphora.layers.norm import RmsNorm
+from anaphora.layers.norm import HeadNorm, RmsNorm
 from anaphora.layers.parameters import Part, Placement
 from anaphora.layers.rotary import RotaryEmbedding, rotate
 from anaphora.model_config import ModelConfig
@@ -25,44 +29,61 @@ from anaphora.model_config import ModelConfig
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [T, head_dim / 2] each
 
 
-class LlamaAttention:
-    """Projections, rotation, attention, projection."""
+def hidden_norm(config: ModelConfig, placement: Placement) -> RmsNorm:
+    """A norm of hidden states."""
+    return RmsNorm(config.hidden_size, config.norm_eps, placement, offset=config.norm_offset)
 
-    def __init__(self, config: ModelConfig, placement: Placement, sliding_window: int | None) -> None:
-        """`sliding_window` in positions; None: full attention."""
+
+class LlamaAttention:
+    """Projections, head norms (Qwen3, Gemma 3), rotation, attention, projection."""
+
+    def __init__(self, config: ModelConfig, placement: Placement, index: int) -> None:
+        """Of layer `index`."""
         heads, head_dim = config.num_heads, config.head_dim
         bias = config.attention_bias
         self.qkv_proj = QkvLinear(config.hidden_size, heads, config.num_kv_heads, head_dim, placement, bias=bias)
         self.o_proj = RowParallelLinear(heads * head_dim, config.hidden_size, placement, bias=bias)
-        self.attention = Attention(head_dim, sliding_window=sliding_window)
+        self.head_norms: dict[str, HeadNorm] = {}
+        if config.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                self.head_norms[name] = HeadNorm(head_dim, config.norm_eps, placement, offset=config.norm_offset)
+        self.attention = Attention(
+            config.attention_scale, sliding_window=config.windows[index], soft_cap=config.attention_soft_cap
+        )
 
     def __call__(
         self, x: Tensor, angles: Angles, context: ForwardContext, layer_cache: tuple[Tensor, Tensor]
     ) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         heads = self.qkv_proj(x)
-        rotate(heads[:, : -self.qkv_proj.num_kv_heads], angles)  # queries and keys, not values
         query, key, value = self.qkv_proj.split(heads)
+        if self.head_norms:
+            self.head_norms["q_norm"].normalise(query)
+            self.head_norms["k_norm"].normalise(key)
+        rotate(heads[:, : -self.qkv_proj.num_kv_heads], angles)  # queries and keys, not values
         return self.o_proj(self.attention(query, key, value, context, layer_cache))
 
     def parts(self, prefix: str) -> dict[str, Part]:
         """The checkpoint's names under `prefix`."""
-        qkv = self.qkv_proj.parts(f"{prefix}.q_proj", f"{prefix}.k_proj", f"{prefix}.v_proj")
-        return qkv | self.o_proj.parts(f"{prefix}.o_proj")
+        parts = self.qkv_proj.parts(f"{prefix}.q_proj", f"{prefix}.k_proj", f"{prefix}.v_proj")
+        for name, norm in self.head_norms.items():
+            parts |= norm.parts(f"{prefix}.{name}")
+        return parts | self.o_proj.parts(f"{prefix}.o_proj")
 
 
 class LlamaMlp:
-    """SwiGLU."""
+    """A gated MLP: SwiGLU, or Gemma's GeGLU."""
 
     def __init__(self, config: ModelConfig, placement: Placement) -> None:
         """Sizes from `config`."""
         hidden, intermediate, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up_proj = GateUpLinear(hidden, intermediate, placement, bias=bias)
+        self.gate = GATES[config.activation]
         self.down_proj = RowParallelLinear(intermediate, hidden, placement, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self.down_proj(silu_mul(self.gate_up_proj(x)))
+        return self.down_proj(self.gate(self.gate_up_proj(x)))
 
     def parts(self, prefix: str) -> dict[str, Part]:
         """The checkpoint's names under `prefix`."""
@@ -73,11 +94,11 @@ class LlamaMlp:
 class LlamaLayer:
     """Attention and MLP, each behind a norm."""
 
-    def __init__(self, config: ModelConfig, placement: Placement, sliding_window: int | None) -> None:
-        """See LlamaAttention."""
-        self.input_layernorm = RmsNorm(config.hidden_size, config.norm_eps, placement)
-        self.self_attn = LlamaAttention(config, placement, sliding_window)
-        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.norm_eps, placement)
+    def __init__(self, config: ModelConfig, placement: Placement, index: int) -> None:
+        """Of layer `index`."""
+        self.input_layernorm = hidden_norm(config, placement)
+        self.self_attn = LlamaAttention(config, placement, index)
+        self.post_attention_layernorm = hidden_norm(config, placement)
         self.mlp = LlamaMlp(config, placement)
 
     def __call__(
@@ -105,14 +126,16 @@ class LlamaLayer:
 class LlamaForCausalLM:
     """The whole model on this rank. See `anaphora.models.CausalLM` for the contract."""
 
-    def __init__(self, config: ModelConfig, placement: Placement, *, sliding_window: int | None = None) -> None:
-        """Parameters are not initialised: the loader fills `parts()`. Llama itself has no sliding window."""
+    layer_class: ClassVar[type[LlamaLayer]] = LlamaLayer
+
+    def __init__(self, config: ModelConfig, placement: Placement) -> None:
+        """Parameters are not initialised: the loader fills `parts()`."""
         self.config = config
         self.dtype = placement.dtype
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, placement)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling, placement.device)
-        self.layers = [LlamaLayer(config, placement, sliding_window) for _ in range(config.num_layers)]
-        self.norm = RmsNorm(config.hidden_size, config.norm_eps, placement)
+        self.layers = [self.layer_class(config, placement, index) for index in range(config.num_layers)]
+        self.norm = hidden_norm(config, placement)
         tied = self.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = VocabParallelHead(config.vocab_size, config.hidden_size, placement, tied)
 

@@ -16,6 +16,9 @@ pub(super) fn read(file: &Gguf) -> Result<ModelConfig, ModelError> {
     let hidden_size = keys.size("embedding_length")?;
     let num_attention_heads = keys.size("attention.head_count")?;
     let head_dim = keys.optional_size("attention.key_length")?.unwrap_or(hidden_size / num_attention_heads);
+    if architecture == Architecture::Gemma3 {
+        keys.check_gemma3()?;
+    }
     if let Some(rotated) = keys.optional_size("rope.dimension_count")?
         && rotated != head_dim
     {
@@ -102,6 +105,15 @@ impl Keys<'_> {
                 Err(self.source.unsupported("rope scaling", other, supported, "Choose another model."))
             }
         }
+    }
+
+    /// What the shard reads besides.
+    fn check_gemma3(&self) -> Result<(), ModelError> {
+        self.size("attention.sliding_window")?;
+        self.optional_size("attention.sliding_window_pattern")?;
+        self.optional_number("rope.freq_base_swa")?;
+        self.optional_number("attn_logit_softcapping")?;
+        self.optional_number("final_logit_softcapping").map(drop)
     }
 
     /// Files that carry a supported name but are something else.

@@ -8,21 +8,49 @@ use serde_json::{Map, Value as Json};
 use super::{Architecture, ModelConfig, RopeScaling, Source};
 use crate::error::ModelError;
 
+const FULL_ATTENTION: &str = "full_attention";
+const SLIDING_ATTENTION: &str = "sliding_attention";
+const LAYER_TYPES: [&str; 2] = [FULL_ATTENTION, SLIDING_ATTENTION];
+
 pub(super) fn read(file: &Path) -> Result<ModelConfig, ModelError> {
     let text =
         std::fs::read_to_string(file).map_err(|source| ModelError::Io { file: file.to_owned(), source })?;
     let source = Source { file };
     let whole = |found: String| source.invalid("the whole file", "a JSON object", found);
     let json = serde_json::from_str(&text).map_err(|error| whole(error.to_string()))?;
-    let Json::Object(fields) = json else { return Err(whole("something else".to_owned())) };
-    let fields = Fields { fields: &fields, source: &source, prefix: "" };
-    let config = parse(&fields)?;
+    let Json::Object(mut fields) = json else { return Err(whole("something else".to_owned())) };
+    let architecture = architecture(&Fields { fields: &fields, source: &source, prefix: "" })?;
+    for (key, value) in defaults(architecture) {
+        fields.entry(key.to_owned()).or_insert(value);
+    }
+    let config = parse(architecture, &Fields { fields: &fields, source: &source, prefix: "" })?;
     source.check(&config)?;
     Ok(config)
 }
 
-fn parse(fields: &Fields<'_>) -> Result<ModelConfig, ModelError> {
-    let architecture = architecture(fields)?;
+/// What `transformers`' configuration class assumes where a file is silent.
+fn defaults(architecture: Architecture) -> Vec<(&'static str, Json)> {
+    match architecture {
+        Architecture::Llama => Vec::new(),
+        Architecture::Mistral => vec![("num_key_value_heads", 8.into()), ("sliding_window", 4096.into())],
+        Architecture::Qwen3 => vec![
+            ("head_dim", 128.into()),
+            ("num_key_value_heads", 32.into()),
+            ("sliding_window", 4096.into()),
+        ],
+        Architecture::Gemma3 => vec![
+            ("head_dim", 256.into()),
+            ("num_key_value_heads", 4.into()),
+            ("query_pre_attn_scalar", 256.into()),
+            ("rope_theta", 1e6.into()),
+            ("sliding_window", 4096.into()),
+            ("sliding_window_pattern", 6.into()),
+            ("tie_word_embeddings", true.into()),
+        ],
+    }
+}
+
+fn parse(architecture: Architecture, fields: &Fields<'_>) -> Result<ModelConfig, ModelError> {
     fields.refuse_unless("hidden_act", "silu")?;
     if let Some(quantization) = fields.get("quantization_config") {
         let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
@@ -32,14 +60,15 @@ fn parse(fields: &Fields<'_>) -> Result<ModelConfig, ModelError> {
     let hidden_size = fields.size("hidden_size")?;
     let num_attention_heads = fields.size("num_attention_heads")?;
     let empty = Map::new();
-    let rope = match fields.get("rope_parameters").or(fields.get("rope_scaling")) {
-        None => &empty,
-        Some(Json::Object(rope)) => rope,
-        Some(other) => return Err(fields.source.invalid("rope_parameters", "an object", other.to_string())),
-    };
-    let rope = Fields { fields: rope, source: fields.source, prefix: "rope_parameters." };
-    // Mistral's configuration knows no biases; keys that say so would not be read by anyone.
-    let has_biases = architecture == Architecture::Llama;
+    let rope = rope_of(FULL_ATTENTION, fields, &empty)?;
+    if architecture == Architecture::Gemma3 {
+        check_gemma3(fields, rope_scaling(&rope_of(SLIDING_ATTENTION, fields, &empty)?)?)?;
+    }
+    check_layer_types(fields)?;
+    // The other architectures' own configurations know no such biases; keys that say so would not be read by anyone.
+    let has_attention_bias = architecture != Architecture::Mistral;
+    let has_mlp_bias = architecture == Architecture::Llama;
+    let has_window = architecture != Architecture::Qwen3 || fields.flag("use_sliding_window")?;
     Ok(ModelConfig {
         architecture,
         vocab_size: fields.size("vocab_size")?,
@@ -57,9 +86,9 @@ fn parse(fields: &Fields<'_>) -> Result<ModelConfig, ModelError> {
         },
         rope_scaling: rope_scaling(&rope)?,
         tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-        attention_bias: has_biases && fields.flag("attention_bias")?,
-        mlp_bias: has_biases && fields.flag("mlp_bias")?,
-        sliding_window: fields.optional_size("sliding_window")?,
+        attention_bias: has_attention_bias && fields.flag("attention_bias")?,
+        mlp_bias: has_mlp_bias && fields.flag("mlp_bias")?,
+        sliding_window: fields.optional_size("sliding_window")?.filter(|_| has_window),
         dtype: dtype(fields)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
     })
@@ -73,6 +102,67 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture, ModelError> {
         return Err(fields.source.invalid(key, "a list of one name", found));
     };
     Architecture::from_name(name).ok_or_else(|| fields.source.unknown_architecture(name, false))
+}
+
+/// The rotary settings of the layers of one type: an object, or one per type, in `rope_parameters`; in older files
+/// `rope_scaling`, which is of the layers with full attention.
+fn rope_of<'a>(
+    layer_type: &str,
+    fields: &Fields<'a>,
+    empty: &'a Map<String, Json>,
+) -> Result<Fields<'a>, ModelError> {
+    let object = |value: Option<&'a Json>| match value.filter(|value| !value.is_null()) {
+        None => Ok(empty),
+        Some(Json::Object(object)) => Ok(object),
+        Some(other) => Err(fields.source.invalid("rope_parameters", "an object", other.to_string())),
+    };
+    let mut rope = object(fields.fields.get("rope_parameters"))?;
+    if rope.is_empty() && layer_type == FULL_ATTENTION {
+        rope = object(fields.fields.get("rope_scaling"))?;
+    }
+    if LAYER_TYPES.iter().any(|&kind| rope.contains_key(kind)) {
+        rope = object(rope.get(layer_type))?;
+    }
+    Ok(Fields { fields: rope, source: fields.source, prefix: "rope_parameters." })
+}
+
+/// What the shard reads besides, and honours in one form only.
+fn check_gemma3(fields: &Fields<'_>, local_scaling: Option<RopeScaling>) -> Result<(), ModelError> {
+    let hint = "Choose another model.";
+    fields.refuse_unless("hidden_activation", "gelu_pytorch_tanh")?;
+    if fields.flag("use_bidirectional_attention")? {
+        return Err(fields.source.unsupported("use_bidirectional_attention", "true", "false", hint));
+    }
+    if local_scaling.is_some() {
+        let supported = "rope_type default";
+        return Err(fields.source.unsupported("rotary scaling in", "sliding_attention", supported, hint));
+    }
+    fields.number("query_pre_attn_scalar")?;
+    fields.optional_number("attn_logit_softcapping")?;
+    fields.optional_number("final_logit_softcapping")?;
+    fields.size("sliding_window_pattern")?;
+    fields.size("sliding_window").map(drop)
+}
+
+/// That every layer is of a type that the shard knows.
+fn check_layer_types(fields: &Fields<'_>) -> Result<(), ModelError> {
+    let Some(types) = fields.get("layer_types") else { return Ok(()) };
+    let num_layers = fields.size("num_hidden_layers")? as usize;
+    let types = types.as_array().filter(|types| types.len() == num_layers);
+    let types =
+        types.ok_or_else(|| fields.invalid("layer_types", &format!("a list of {num_layers} names")))?;
+    match types.iter().find(|kind| !LAYER_TYPES.iter().any(|known| kind.as_str() == Some(*known))) {
+        Some(unknown) => {
+            let hint = "Choose another model.";
+            Err(fields.source.unsupported(
+                "a layer of type",
+                unknown.to_string(),
+                LAYER_TYPES.join(", "),
+                hint,
+            ))
+        }
+        None => Ok(()),
+    }
 }
 
 /// `dtype`, or `torch_dtype` as older configurations call it.
