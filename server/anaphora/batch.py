@@ -14,12 +14,13 @@ All of it is numpy over whole arrays and one upload: no Python work per row. Wha
 anything of it reaches the device, where a bad index would be another sequence's memory.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from anaphora_kernels import AttentionMetadata
+from anaphora_kernels import AttentionMetadata, SharedPrefixes
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class Layout:
     context_lengths: I32Array  # [R] the tokens of this step included
     sample_indices: I64Array  # [S]: the tokens after which is sampled
     sample_slots: I64Array  # [S]
+    shared_prefixes: SharedPrefixes | None = None  # of the rows, if it pays to compute them once
 
     @property
     def query_lengths(self) -> I32Array:
@@ -53,8 +55,15 @@ class Layout:
         return np.diff(self.query_starts)
 
     def arrays(self) -> list[NDArray[Any]]:
-        """In the order of the fields."""
-        return [getattr(self, field.name) for field in fields(self)]
+        """All that is uploaded, in the order of the fields."""
+        arrays = [getattr(self, name) for name in _ARRAYS]
+        if self.shared_prefixes is not None:
+            arrays += [getattr(self.shared_prefixes, name).numpy() for name in SHARED_TENSORS]
+        return arrays
+
+
+_ARRAYS = tuple(field.name for field in fields(Layout) if field.name != "shared_prefixes")
+SHARED_TENSORS = tuple(field.name for field in fields(SharedPrefixes) if field.type in (Tensor, "Tensor"))
 
 
 class Inputs(NamedTuple):
@@ -70,6 +79,17 @@ class Inputs(NamedTuple):
     context_lengths: Tensor
     sample_indices: Tensor
     sample_slots: Tensor
+    shared_prefixes: SharedPrefixes | None
+
+    @classmethod
+    def of(cls, layout: Layout, tensors: Sequence[Tensor]) -> "Inputs":
+        """`tensors` are the layout's arrays on the device."""
+        values: dict[str, Any] = dict(zip(_ARRAYS, tensors, strict=False))
+        shared = layout.shared_prefixes
+        if shared is not None:
+            on_device: dict[str, Any] = dict(zip(SHARED_TENSORS, tensors[len(_ARRAYS) :], strict=True))
+            shared = replace(shared, **on_device)
+        return cls(**values, shared_prefixes=shared)
 
 
 @dataclass(frozen=True)
@@ -89,12 +109,23 @@ class HostLengths:
 class Slots:
     """The mirror, by row slot."""
 
-    def __init__(self, limits: Limits, num_blocks: int, vocab_size: int, device: torch.device) -> None:
-        """Every slot is free. Block `num_blocks` of the pool is the scratch block, which no sequence owns."""
+    def __init__(
+        self,
+        limits: Limits,
+        num_blocks: int,
+        vocab_size: int,
+        device: torch.device,
+        min_shared_tokens: int | None = None,
+    ) -> None:
+        """Every slot is free. Block `num_blocks` of the pool is the scratch block, which no sequence owns.
+
+        Prefixes that decoding rows share are looked for if they save reading `min_shared_tokens` tokens.
+        """
         self.limits = limits
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
         self.device = device
+        self._min_shared_tokens = min_shared_tokens
         self._is_started = np.zeros(limits.max_rows, np.bool_)
         self._has_sampled = np.zeros(limits.max_rows, np.bool_)
         self._num_table_blocks = np.zeros(limits.max_rows, np.int64)
@@ -180,6 +211,27 @@ class Slots:
             context_lengths=ends.astype(np.int32),
             sample_indices=query_starts[sampling + 1] - 1,
             sample_slots=slots[sampling],
+            shared_prefixes=self._shared_prefixes(slots, ends) if num_tokens == num_rows else None,
+        )
+
+    def _shared_prefixes(self, slots: I64Array, ends: I64Array) -> SharedPrefixes | None:
+        if self._min_shared_tokens is None or int(ends.sum() - ends.max()) < self._min_shared_tokens:
+            return None
+        # Looked for among all slots, those without a row empty: copying the rows' tables would take longer.
+        contexts = np.zeros(len(self._tables), np.int64)
+        contexts[slots] = ends
+        shared = SharedPrefixes.find(
+            self._tables, contexts, self.limits.block_size, min_saved_tokens=self._min_shared_tokens
+        )
+        if shared is None:
+            return None
+        rows = torch.zeros(len(self._tables), dtype=torch.int32)
+        rows[slots] = torch.arange(slots.size, dtype=torch.int32)
+        return replace(
+            shared,
+            rows=rows[shared.rows],
+            row_groups=shared.row_groups[slots],
+            row_members=shared.row_members[slots],
         )
 
     def resolve(self, inputs: Inputs, lengths: HostLengths) -> tuple[Tensor, ForwardContext]:
@@ -196,6 +248,7 @@ class Slots:
             max_query_length=max(lengths.queries),
             max_context_length=longest,
             is_captured=lengths.is_captured,
+            shared_prefixes=inputs.shared_prefixes,
         )
         return token_ids, ForwardContext(attention, inputs.kv_indices)
 

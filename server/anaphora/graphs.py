@@ -3,6 +3,7 @@
 A graph is captured for a shape and replayed for every step that fits into it, padded:
 
     decode   every row has one token        1, 2, 3, 4, 8, 16, 24, ... 256, 272, ... 512 rows
+    shared   the same; some share a prefix  4, 8, 16, 32, 48, 64, 96, ... 512 rows
     append   rows of any length             16, 32, 48, 64 tokens in all
 
 A shape has as many rows as tokens, so one number says it: a step of T tokens in R <= T rows, in a shape of N,
@@ -17,12 +18,12 @@ sampled last, where it is; its hidden states are computed into memory that all g
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from anaphora_kernels import registry
+from anaphora_kernels import SharedPrefixes, registry
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from anaphora.wire import Limits
 
 MAX_DECODE_ROWS: Final = 512
 _DECODE_SIZES: Final = (1, 2, 3, 4, *range(8, 256, 8), *range(256, MAX_DECODE_ROWS + 1, 16))
+_SHARED_SIZES: Final = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, MAX_DECODE_ROWS)
 _APPEND_SIZES: Final = (16, 32, 48, 64)
 
 Launch = Callable[[], object]
@@ -44,40 +46,46 @@ Forward = Callable[[Inputs, HostLengths], Tensor]
 """The hidden states of the sampled tokens, [S, hidden]."""
 
 
+Kind = Literal["decode", "shared", "append"]
+
+
 @dataclass(frozen=True)
 class GraphShape:
     """What a graph was captured for."""
 
+    kind: Kind
     size: int  # tokens, and rows
-    is_decode: bool  # every row has one token
 
 
 @dataclass(frozen=True)
 class GraphSizes:
     """The sizes of the graphs that there are, smallest first."""
 
-    decode: tuple[int, ...]
-    append: tuple[int, ...]
+    by_kind: dict[Kind, tuple[int, ...]]
 
     @classmethod
     def within(cls, limits: Limits) -> "GraphSizes":
         """All that are worth having under these limits."""
         most = min(limits.max_rows, limits.max_step_tokens)
-        num_decode = bisect_left(_DECODE_SIZES, most) + 1
-        return cls(_DECODE_SIZES[:num_decode], tuple(size for size in _APPEND_SIZES if size <= limits.max_step_tokens))
+        return cls(
+            {
+                "decode": _DECODE_SIZES[: bisect_left(_DECODE_SIZES, most) + 1],
+                "shared": _SHARED_SIZES[: bisect_left(_SHARED_SIZES, most) + 1] if most > 1 else (),
+                "append": tuple(size for size in _APPEND_SIZES if size <= limits.max_step_tokens),
+            }
+        )
 
     def shapes(self) -> list[GraphShape]:
         """The largest first: the others fit into its memory."""
-        shapes = [GraphShape(size, is_decode=True) for size in self.decode]
-        shapes += [GraphShape(size, is_decode=False) for size in self.append]
+        shapes = [GraphShape(kind, size) for kind, sizes in self.by_kind.items() for size in sizes]
         return sorted(shapes, key=lambda shape: -shape.size)
 
-    def choose(self, num_tokens: int, num_rows: int) -> GraphShape | None:
-        """The smallest that serves a step; None if none does."""
-        is_decode = num_tokens == num_rows
-        sizes = self.decode if is_decode else self.append
+    def choose(self, num_tokens: int, num_rows: int, *, shares: bool) -> GraphShape | None:
+        """The smallest that serves a step, some rows of which may share a prefix; None if none does."""
+        kind: Kind = "append" if num_tokens > num_rows else "shared" if shares else "decode"
+        sizes = self.by_kind[kind]
         index = bisect_left(sizes, num_tokens)
-        return GraphShape(sizes[index], is_decode) if index < len(sizes) else None
+        return GraphShape(kind, sizes[index]) if index < len(sizes) else None
 
 
 def pad(layout: Layout, size: int, padding_slot: int, scratch_cell: int) -> Layout:
@@ -100,6 +108,24 @@ def pad(layout: Layout, size: int, padding_slot: int, scratch_cell: int) -> Layo
     )
 
 
+def pad_shared(shared: SharedPrefixes, size: int, max_context: int) -> SharedPrefixes:
+    """`shared` for `size` rows, in tensors and with bounds that depend on nothing else."""
+    num_groups = size // 2
+    return SharedPrefixes(
+        rows=_extend_tensor(shared.rows, size, 0),
+        group_starts=_extend_tensor(shared.group_starts, num_groups + 1, int(shared.group_starts[-1])),
+        lengths=_extend_tensor(shared.lengths, num_groups, 0),
+        row_groups=_extend_tensor(shared.row_groups, size, -1),
+        row_members=_extend_tensor(shared.row_members, size, 0),
+        max_group_size=size,
+        max_length=max_context,
+    )
+
+
+def _extend_tensor(x: Tensor, size: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, size - len(x)), value=value)
+
+
 def _extend(array: NDArray[Any], count: int, value: int) -> NDArray[Any]:
     return np.concatenate([array, np.full(count, value, array.dtype)])
 
@@ -117,6 +143,8 @@ _NOTHING: Final = Layout(
     sample_indices=_I64,
     sample_slots=_I64,
 )
+_I32: Final = torch.empty(0, dtype=torch.int32)
+_NOTHING_SHARED: Final = SharedPrefixes(_I32, torch.zeros(1, dtype=torch.int32), _I32, _I32, _I32, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +165,7 @@ class Graphs:
         capture: Capture,
         sizes: GraphSizes,
         slots: Slots,
-        on_progress: Callable[[int, int], None],  # (graphs captured, graphs in all)
+        on_progress: Callable[[int, int], None],  # (graphs captured, one more than there are)
     ) -> None:
         """Captures them all."""
         self._forward = forward
@@ -147,13 +175,13 @@ class Graphs:
         self._graphs: dict[GraphShape, _Graph] = {}
         shapes = sizes.shapes()
         for done, shape in enumerate(shapes):
-            on_progress(done, len(shapes))
+            on_progress(done, len(shapes) + 1)
             self._graphs[shape] = self._capture(capture, shape)
-        on_progress(len(shapes), len(shapes))
 
     def run(self, layout: Layout) -> tuple[Tensor, Tensor] | None:
         """Hidden states [S, hidden] and slots [S] of what samples, both valid until the next run; None if none fits."""
-        shape = self._sizes.choose(layout.tokens.size, layout.slots.size)
+        shares = layout.shared_prefixes is not None
+        shape = self._sizes.choose(layout.tokens.size, layout.slots.size, shares=shares)
         if shape is None:
             return None
         graph = self._graphs[shape]
@@ -163,10 +191,10 @@ class Graphs:
         return self._hidden[:num_samples], graph.inputs.sample_slots[:num_samples]
 
     def _capture(self, capture: Capture, shape: GraphShape) -> _Graph:
-        arrays = self._padded(_NOTHING, shape).arrays()
-        buffer = StaticBuffer(arrays, self._slots.device)
-        buffer.fill(arrays)
-        inputs = Inputs(*buffer.tensors)
+        padded = self._padded(_NOTHING, shape)
+        buffer = StaticBuffer(padded.arrays(), self._slots.device)
+        buffer.fill(padded.arrays())
+        inputs = Inputs.of(padded, buffer.tensors)
 
         def launch() -> Tensor:
             return self._forward(inputs, self._lengths(inputs, shape))
@@ -177,12 +205,16 @@ class Graphs:
         return _Graph(buffer, inputs, capture(lambda: hidden.copy_(launch())))
 
     def _padded(self, layout: Layout, shape: GraphShape) -> Layout:
-        return pad(layout, shape.size, self._slots.padding_slot, self._slots.scratch_cell)
+        padded = pad(layout, shape.size, self._slots.padding_slot, self._slots.scratch_cell)
+        if shape.kind != "shared":
+            return padded
+        shared = layout.shared_prefixes or _NOTHING_SHARED
+        return replace(padded, shared_prefixes=pad_shared(shared, shape.size, self._slots.limits.max_context))
 
     def _lengths(self, inputs: Inputs, shape: GraphShape) -> HostLengths:
         """On a GPU nothing but the shape may be asked; on a CPU, where attention plans by lengths, the step's."""
         if inputs.slots.is_cuda:
-            longest_query = 1 if shape.is_decode else shape.size
+            longest_query = shape.size if shape.kind == "append" else 1
             bounds = (longest_query,) * shape.size, (self._slots.limits.max_context,) * shape.size
             return HostLengths(*bounds, is_captured=True)
         queries = torch.diff(inputs.query_starts)

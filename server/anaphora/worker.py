@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from anaphora_kernels.paged_attention.shared_prefixes import MIN_SAVED_TOKENS
 from torch import Tensor
 
 from anaphora.batch import HostLengths, Inputs, Layout, Slots
@@ -160,7 +161,7 @@ class Worker:
         from_graph = configured.graphs.run(layout) if configured.graphs else None
         if from_graph is not None:
             return from_graph
-        inputs = Inputs(*upload(layout.arrays(), self.device))
+        inputs = Inputs.of(layout, upload(layout.arrays(), self.device))
         return self._forward(configured.slots, configured.kv_cache, inputs, HostLengths.of(layout)), inputs.sample_slots
 
     def _forward(self, slots: Slots, kv_cache: KvCache, inputs: Inputs, lengths: HostLengths) -> Tensor:
@@ -187,18 +188,20 @@ class Worker:
         free_bytes = self._warm_up(limits)
         self._progress.phase("size_kv_cache", 0, 1)
         num_blocks = self._agree_on_num_blocks(limits, free_bytes)
-        self._progress.phase("size_kv_cache", 1, 1)
         try:
-            self._configured = self._allocate(limits, num_blocks)
+            self._configured = self._allocate(limits, num_blocks, "size_kv_cache")
         except torch.OutOfMemoryError as error:
             raise PoolSizeError(f"a KV cache of {num_blocks} blocks does not fit in memory: {error}") from error
+        self._progress.phase("size_kv_cache", 1, 1)
         return num_blocks
 
-    def _allocate(self, limits: Limits, num_blocks: int) -> _Configured:
-        """The pool, the slots and the graphs."""
+    def _allocate(self, limits: Limits, num_blocks: int, phase: str) -> _Configured:
+        """The pool, the slots and the graphs; each graph is progress in `phase`."""
         kv_cache = KvCache(self.loaded.model.kv_layout, num_blocks, limits.block_size, self.device)
         vocab_size = self.loaded.config.vocab_size
-        slots = Slots(limits, num_blocks, vocab_size, self.device)
+        # Kernels that graphs can capture are the same that can make use of shared prefixes.
+        min_shared_tokens = MIN_SAVED_TOKENS if self._new_capture else None
+        slots = Slots(limits, num_blocks, vocab_size, self.device, min_shared_tokens)
         graphs = None
         if self._new_capture is not None:
             graphs = Graphs(
@@ -206,7 +209,7 @@ class Worker:
                 self._new_capture(),
                 GraphSizes.within(limits),
                 slots,
-                lambda done, total: self._progress.phase("capture_graphs", done, total, "graphs"),
+                on_progress=lambda done, total: self._progress.phase(phase, done, total, "graphs"),
             )
         return _Configured(limits, kv_cache, slots, Sampler(limits.max_rows, vocab_size, self.device), graphs)
 
@@ -219,7 +222,7 @@ class Worker:
         if is_cuda:
             reset_cuda_peak(self.device)
         try:
-            self._configured = self._allocate(limits, num_blocks)
+            self._configured = self._allocate(limits, num_blocks, "warm_up")
             self.launch(step, time.perf_counter()).result()
             if is_cuda:  # the pool of the warm-up makes room for the other
                 free_bytes = free_cuda_bytes(limits, self.device) + self._configured.kv_cache.pool.nbytes

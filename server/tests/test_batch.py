@@ -46,7 +46,7 @@ def sample_everywhere(slots: Slots) -> None:
 
 def resolve(slots: Slots, layout: Layout) -> tuple[list[int], ForwardContext]:
     """Token ids and context, as a pass without a graph gets them."""
-    inputs = Inputs(*(torch.from_numpy(array) for array in layout.arrays()))
+    inputs = Inputs.of(layout, [torch.from_numpy(array) for array in layout.arrays()])
     token_ids, context = slots.resolve(inputs, HostLengths.of(layout))
     return token_ids.tolist(), context
 
@@ -78,6 +78,29 @@ def test_a_slot_continues_with_what_it_sampled_last() -> None:
     slots.remember(torch.tensor([3, 1]), torch.tensor([7, 8]))
     assert resolve(slots, slots.lay_out(step))[0] == [7, 8]
     assert slots.last_tokens[:5].tolist() == [100, 8, 102, 7, 104]
+
+
+def test_rows_that_share_a_prefix_are_found() -> None:
+    """In the order of the rows, whatever their slots are; only if all rows decode, and if it saves enough."""
+    slots = Slots(LIMITS, NUM_BLOCKS, VOCAB, torch.device("cpu"), min_shared_tokens=8)
+    for slot, table in enumerate([[7, 8, 9, 1], [2, 3, 4, 5], [7, 8, 9, 6], [10, 11, 12, 13], [7, 8, 14, 15]]):
+        slots.start(slot, 0)
+        slots.extend((BlockTableDelta(slot, 0, u32(table)),), 0)
+    step = make_step([(4, 13, [1], True), (3, 13, [1], True), (0, 13, [1], True), (2, 13, [1], True)])
+    layout = slots.lay_out(step)
+    shared = layout.shared_prefixes
+    assert shared is not None
+    assert shared.rows.tolist() == [2, 3, 0]
+    assert shared.group_starts.tolist() == [0, 3]
+    assert shared.lengths.tolist() == [8]
+    assert shared.row_groups.tolist() == [0, -1, 0, 0]
+    assert [shared.row_members[row].item() for row in (2, 3, 0)] == [0, 1, 2]
+    inputs = Inputs.of(layout, [torch.from_numpy(array) for array in layout.arrays()])
+    assert inputs.shared_prefixes is not None
+    assert inputs.shared_prefixes.rows.tolist() == [2, 3, 0]
+    assert slots.lay_out(make_step([(4, 12, [1, 2], True), (0, 13, [1], True)])).shared_prefixes is None
+    slots = make_slots()
+    assert slots.lay_out(step).shared_prefixes is None
 
 
 def test_deltas_extend_and_replace() -> None:
