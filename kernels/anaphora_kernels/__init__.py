@@ -6,6 +6,7 @@
                 rope_kv_store(query, key, value, cos, sin, key_cache, value_cache, indices)   in place: rope, kv_store
                 copy_blocks(pool, sources, destinations)                              in place
     products    linear(x, weight, bias)                                               -> [T, out]
+                embedding(indices, weight, dtype)                                     -> [T, columns]
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
     rotary      rope(x, cos, sin)                                                     in place
     MLP         silu_mul(gate_up), gelu_mul(gate_up)                                  -> [T, intermediate]
@@ -17,6 +18,7 @@ Every op takes `implementation=` to name one. This package depends on torch alon
 """
 
 from anaphora_kernels.copy_blocks import copy_blocks
+from anaphora_kernels.embedding import embedding
 from anaphora_kernels.gelu_mul import gelu_mul
 from anaphora_kernels.kv_store import kv_indices, kv_store
 from anaphora_kernels.linear import linear
@@ -33,6 +35,7 @@ __all__ = [
     "SamplingMetadata",
     "SharedPrefixes",
     "copy_blocks",
+    "embedding",
     "gelu_mul",
     "kv_indices",
     "kv_store",

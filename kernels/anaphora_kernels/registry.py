@@ -43,14 +43,17 @@ class Implementation:
 
 
 REFERENCE = Implementation("reference")
+# For weights that are packed, and only for them.
+PACKED = Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.bfloat16}))
 CACHE_REFERENCE = Implementation("reference", dtypes=FLOATS | FP8)
 
 # In order of preference: the first row that supports the device and the dtype is chosen.
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (CACHE_REFERENCE,),
+    "embedding": (PACKED, REFERENCE),
     "gelu_mul": (REFERENCE,),
     "kv_store": (CACHE_REFERENCE,),
-    "linear": (Implementation("blas", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})), REFERENCE),
+    "linear": (PACKED, REFERENCE),
     "paged_attention": (
         Implementation("sdpa", dtypes=FLOATS | FP8),
         # By name only: beside torch's own threads, which spin while they wait, its threads starve (kernels/LOG.md).

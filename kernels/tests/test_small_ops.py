@@ -13,6 +13,7 @@ from anaphora_kernels import (
     rope_kv_store,
     silu_mul,
 )
+from anaphora_kernels.linear.cpu import PackedWeight
 from anaphora_kernels.testing import assert_close, implementations
 
 TOKENS = [1, 2, 33]
@@ -52,15 +53,15 @@ def test_linear(implementation: str, dtype: torch.dtype, tokens: int, out_featur
     x, weight = normal(tokens, 24, dtype=dtype), normal(out_features, 24, dtype=dtype)
     bias = normal(out_features, dtype=dtype) if with_bias else None
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            actual = linear(x, weight, bias, implementation=implementation)
-            assert actual.is_contiguous()
-            assert_close(actual, expected.to(dtype))
-    finally:
-        torch.set_num_threads(threads)
+    actual = linear(x, pack(weight) if implementation == "cpu" else weight, bias, implementation=implementation)
+    assert actual.is_contiguous()
+    assert_close(actual, expected.to(dtype))
+
+
+def pack(weight: torch.Tensor) -> PackedWeight:
+    packed = PackedWeight(*weight.shape, str(weight.dtype).removeprefix("torch."))
+    packed[:].pack(weight)
+    return packed
 
 
 @pytest.mark.parametrize(("implementation", "dtype"), implementations("silu_mul"))

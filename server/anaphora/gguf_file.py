@@ -17,9 +17,11 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from anaphora.errors import ModelFileError
+from anaphora.quantized import QuantizedTensor, dequantize
 
 _SCALARS = {
     0: "B",
@@ -70,16 +72,24 @@ class GgufFile:
     def read(self, name: str) -> Tensor:
         """A tensor, dequantised to float32. Raises ModelFileError for a format that the `gguf` package cannot."""
         tensor = self.tensors[name]
-        raw = np.frombuffer(self.data, dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
-        rows = raw.reshape(*tensor.shape[:-1], -1)
         try:
-            values = gguf.quants.dequantize(rows, tensor.quantization)
+            return dequantize(self._blocks(tensor), tensor.quantization).view(tensor.shape)
         except NotImplementedError as error:
             raise ModelFileError(
                 f"{self.path}: tensor {name} is {tensor.quantization.name}, which cannot be read"
             ) from error
-        # A float32 tensor is still the mapped, read-only memory; torch must not be handed that as if it could write.
-        return torch.from_numpy(values if values.flags.writeable else values.copy()).view(tensor.shape)
+
+    def read_blocks(self, name: str) -> QuantizedTensor | None:
+        """A tensor as it is; None for what is not a matrix of quantised blocks."""
+        tensor = self.tensors[name]
+        if len(tensor.shape) != 2 or gguf.GGML_QUANT_SIZES[tensor.quantization][0] == 1:
+            return None
+        return QuantizedTensor(torch.from_numpy(self._blocks(tensor).copy()), tensor.quantization)
+
+    def _blocks(self, tensor: GgufTensor) -> NDArray[np.uint8]:
+        """[..., bytes of a row], in the file's mapped memory."""
+        raw = np.frombuffer(self.data, dtype=np.uint8, count=tensor.num_bytes, offset=tensor.offset)
+        return raw.reshape(*tensor.shape[:-1], -1)
 
     # === the header ===
 

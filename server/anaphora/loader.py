@@ -33,6 +33,7 @@ def load_model(
     *,
     load_format: str = "auto",  # "dummy": random weights of the configuration at `path`
     dtype: str = "auto",  # the model's own on a GPU, float32 on a CPU
+    quantize: str = "none",  # "gguf": a GGUF file's blocks stay as they are; "int8": weights become bytes
     device: torch.device,
     group: ParallelGroup,
     progress: weights.Progress = lambda _done, _total: None,
@@ -48,18 +49,20 @@ def load_model(
     config = read_gguf_config(gguf_file) if gguf_file else read_hf_config(path)
     torch_dtype = _resolve_dtype(dtype, config, device)
     with torch.inference_mode():
-        model = model_class(config.architecture)(config, Placement(group, torch_dtype, device))
+        model = model_class(config.architecture)(config, Placement(group, torch_dtype, device, quantize))
         parts = model.parts()
         source: weights.Source
         if load_format == "dummy":
             source = weights.DummySource(parts)
         elif gguf_file:
-            source = weights.GgufSource(gguf_file, list(parts), config.num_layers, model.from_gguf)
+            source = weights.GgufSource(
+                gguf_file, list(parts), config.num_layers, model.from_gguf, keeps_blocks=quantize == "gguf"
+            )
         else:
             source = weights.SafetensorsSource(path)
         weights.check(source, parts, model.ignores)
         weights.load(source, parts, progress)
-    return LoadedModel(model, config, torch_dtype, _fingerprint(config, torch_dtype, source))
+    return LoadedModel(model, config, torch_dtype, _fingerprint(config, torch_dtype, quantize, source))
 
 
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -68,11 +71,12 @@ def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torc
     return torch.float32 if device.type == "cpu" else config.dtype
 
 
-def _fingerprint(config: ModelConfig, dtype: torch.dtype, source: weights.Source) -> str:
+def _fingerprint(config: ModelConfig, dtype: torch.dtype, quantize: str, source: weights.Source) -> str:
     """Cheap: nothing is read but headers and the first bytes of each tensor. Every item is preceded by its length."""
     digest = blake2b(digest_size=32)
     table: Mapping[str, weights.TensorInfo] = source.table
-    items = [repr(config), str(dtype), *(f"{name} {info.shape} {info.dtype}" for name, info in sorted(table.items()))]
+    tensors = (f"{name} {info.shape} {info.dtype}" for name, info in sorted(table.items()))
+    items = [repr(config), str(dtype), quantize, *tensors]
     for item in (*(text.encode() for text in items), *source.identity()):
         digest.update(len(item).to_bytes(8, "little"))
         digest.update(item)

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 
 import torch
 
+from anaphora import _native
 from anaphora.config import LogConfig, ShardConfig
 from anaphora.errors import EXIT_FAILURE, ShardError, exit_code_of
 from anaphora.graphs import graph_capture
@@ -59,6 +60,7 @@ def load_and_serve(config: ShardConfig) -> int:
     progress = Progress()
     device = _choose_device(config)
     torch.set_num_threads(config.num_threads)
+    _native.set_num_threads(config.num_threads)
     group = ParallelGroup.join(config.rank, config.world_size, config.rendezvous or "", device)
     loaded = load_model(
         config.model,

@@ -24,6 +24,7 @@ from torch import Tensor
 from anaphora.errors import MissingTensorError, ModelFileError, TensorShapeError, UnexpectedTensorError
 from anaphora.gguf_file import GgufFile
 from anaphora.layers.parameters import Part
+from anaphora.quantized import QuantizedTensor
 
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all)
 _NAMED = 5  # how many names an error lists
@@ -46,7 +47,7 @@ class Source(Protocol):
 
     table: dict[str, TensorInfo]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | QuantizedTensor]]:
         """Every tensor of the table, in the order that reads best. The memory may be the mapped file's."""
         ...
 
@@ -163,7 +164,7 @@ def _safetensors_header(file: Path) -> bytes:
 
 
 class GgufSource:
-    """The tensors of a GGUF file under their Hugging Face names, dequantised to float32."""
+    """The tensors of a GGUF file under their Hugging Face names: dequantised to float32, or matrices as they are."""
 
     def __init__(
         self,
@@ -171,8 +172,14 @@ class GgufSource:
         names: Iterator[str] | list[str],
         num_layers: int,
         convert: Callable[[str, Tensor], Tensor],
+        *,
+        keeps_blocks: bool = False,
     ) -> None:
-        """`names` are the Hugging Face names to look for; `convert` undoes what the converter to GGUF did."""
+        """`names` are the Hugging Face names to look for; `convert` undoes what the converter to GGUF did.
+
+        `keeps_blocks`: quantised matrices come as they are.
+        """
+        self._keeps_blocks = keeps_blocks
         self._file = file
         self._convert = convert
         architectures = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -185,10 +192,14 @@ class GgufSource:
             for name, ours in self._names.items()
         }
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | QuantizedTensor]]:
         """See Source."""
         for name, ours in self._names.items():
-            yield ours, self._convert(ours, self._file.read(name))
+            quantized = self._file.read_blocks(name) if self._keeps_blocks else None
+            if quantized is None:
+                yield ours, self._convert(ours, self._file.read(name))
+            else:  # what a converter does to a matrix is to reorder its rows
+                yield ours, QuantizedTensor(self._convert(ours, quantized.blocks), quantized.kind)
 
     def identity(self) -> Iterator[bytes]:
         """See Source."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from anaphora import _native
 from anaphora.loader import LoadedModel, load_model
 from anaphora.parallel import ParallelGroup
 
@@ -38,3 +39,4 @@ def tiny_llama(tiny_llama_path: Path) -> LoadedModel:
 def few_threads() -> None:
     """Tiny tensors gain nothing from threads, and other processes may be testing too."""
     torch.set_num_threads(1)
+    _native.set_num_threads(1)

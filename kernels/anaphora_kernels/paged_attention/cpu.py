@@ -29,7 +29,6 @@ def paged_attention(
         (_memory(block_tables), _memory(metadata.query_starts), _memory(metadata.context_lengths)),
         (num_heads, num_kv_heads, head_dim, block_size, block_tables.shape[1]),
         (scale, sliding_window, soft_cap, None if sinks is None else _memory(sinks)),
-        torch.get_num_threads(),
     )
     return out
 

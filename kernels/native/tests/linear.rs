@@ -185,7 +185,9 @@ fn rows_unpack_to_what_was_packed() {
         let mut weight = Weight::new(50, 48);
         weight.pack_floats(10, Floats::F32(&values), format).expect("rows of the weight");
         for (row, want) in values.chunks_exact(48).enumerate() {
-            weight.unpack_row(10 + row, &mut out);
+            weight
+                .unpack_rows(&[10 + row as i64], &mut FloatsMut::F32(&mut out))
+                .expect("a row that is there");
             assert!(
                 out.iter().zip(want).all(|(got, want)| (got - want).abs() <= tolerance),
                 "{format:?} {row}"

@@ -4,7 +4,7 @@ With V rows over N ranks, each rank holds ceil(V / N); the last one's surplus is
 """
 
 import anaphora_kernels
-import torch.nn.functional as F
+from anaphora_kernels.linear.cpu import PackedWeight
 from torch import Tensor
 
 from anaphora.layers.parameters import Part, Placement
@@ -13,18 +13,25 @@ from anaphora.layers.parameters import Part, Placement
 class _VocabParallel:
     """The weight that both share: rows [start, start + local) of the vocabulary."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, placement: Placement, weight: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        placement: Placement,
+        weight: Tensor | PackedWeight | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.group = placement.group
         self.local = -(-vocab_size // self.group.world_size)
         self.start = self.group.rank * self.local
-        self.weight = placement.empty(self.local, hidden_size) if weight is None else weight
+        self.dtype = placement.dtype
+        self.weight = placement.weight(self.local, hidden_size) if weight is None else weight
 
     def parts(self, name: str) -> dict[str, Part]:
         """The weight."""
         shape = (self.vocab_size, self.hidden_size)
-        return {f"{name}.weight": Part(shape, self.weight, dim=0, start=self.start)}
+        return {f"{name}.weight": Part(shape, self.weight[:], dim=0, start=self.start)}
 
 
 class VocabParallelEmbedding(_VocabParallel):
@@ -33,10 +40,10 @@ class VocabParallelEmbedding(_VocabParallel):
     def __call__(self, tokens: Tensor) -> Tensor:
         """[T] int64, each below vocab_size -> [T, hidden_size]."""
         if self.group.world_size == 1:
-            return F.embedding(tokens, self.weight)
+            return anaphora_kernels.embedding(tokens, self.weight, self.dtype)
         local = tokens - self.start
         elsewhere = (local < 0) | (local >= self.local)
-        out = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        out = anaphora_kernels.embedding(local.masked_fill(elsewhere, 0), self.weight, self.dtype)
         return self.group.all_reduce(out.masked_fill_(elsewhere.unsqueeze(1), 0.0))
 
 

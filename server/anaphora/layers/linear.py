@@ -3,7 +3,8 @@
     column parallel   every rank has all inputs and some outputs      x -> [T, its outputs], no communication
     row parallel      every rank has some inputs and all outputs      [T, its inputs] -> the sum over ranks
 
-A column-parallel layer feeds a row-parallel one, so that a pair costs one all-reduce. Weights are contiguous [out, in].
+A column-parallel layer feeds a row-parallel one, so that a pair costs one all-reduce. Weights are contiguous [out, in],
+or packed for a CPU.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class ColumnParallelLinear:
         self.in_features = in_features
         self.outputs = tuple(outputs)
         self.sizes = [output.local for output in outputs]  # of this rank's results, side by side
-        self.weight = placement.empty(sum(self.sizes), in_features)
+        self.weight = placement.weight(sum(self.sizes), in_features)
         self.bias = placement.empty(sum(self.sizes)) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class RowParallelLinear:
         self.in_features = in_features
         self.out_features = out_features
         self.group = placement.group
-        self.weight = placement.empty(out_features, self.group.share(in_features, "in_features"))
+        self.weight = placement.weight(out_features, self.group.share(in_features, "in_features"))
         self.bias = placement.empty(out_features) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class RowParallelLinear:
     def parts(self, name: str) -> dict[str, Part]:
         """The weight, and the bias if there is one."""
         start = self.group.rank * self.weight.shape[1]
-        parts = {f"{name}.weight": Part((self.out_features, self.in_features), self.weight, dim=1, start=start)}
+        parts = {f"{name}.weight": Part((self.out_features, self.in_features), self.weight[:], dim=1, start=start)}
         if self.bias is not None:
             parts[f"{name}.bias"] = Part((self.out_features,), self.bias)
         return parts

@@ -90,10 +90,13 @@ impl FloatsMut<'_> {
         self.len() == 0
     }
 
-    fn set(&mut self, index: usize, value: f32) {
+    /// Writes `values`, rounded, from element `start` on.
+    fn write(&mut self, start: usize, values: &[f32]) {
         match self {
-            Self::F32(values) => values[index] = value,
-            Self::Bf16(values) => values[index] = f32_to_bf16(value),
+            Self::F32(out) => out[start..start + values.len()].copy_from_slice(values),
+            Self::Bf16(out) => {
+                out[start..].iter_mut().zip(values).for_each(|(out, &value)| *out = f32_to_bf16(value));
+            }
         }
     }
 }

@@ -1,4 +1,6 @@
-use super::{BLOCK, Floats, FloatsMut, Linear, LinearError, activations::quantise, weight::Format};
+use super::{
+    BLOCK, Floats, FloatsMut, Linear, LinearError, activations::quantise, pack::unpack_row, weight::Format,
+};
 
 /// As [`super::linear`], a number at a time: weights as they unpack, activations rounded as the format asks, sums in double
 /// precision.
@@ -11,12 +13,12 @@ pub fn linear_naive(call: &Linear<'_>, output: &mut FloatsMut<'_>) -> Result<(),
     let mut weights = vec![0.0; columns];
     for segment in call.weight.segments() {
         for feature in segment.start..segment.start + segment.rows {
-            call.weight.unpack_row(feature, &mut weights);
+            unpack_row(segment, feature - segment.start, &mut weights);
             for row in 0..num_rows {
                 let x = rounded(call.x, row * columns, columns, segment.format);
                 let dot: f64 = weights.iter().zip(x).map(|(&w, x)| f64::from(w) * f64::from(x)).sum();
                 let bias = call.bias.map_or(0.0, |bias| f64::from(bias.get(feature)));
-                output.set(row * rows + feature, (dot + bias) as f32);
+                output.write(row * rows + feature, &[(dot + bias) as f32]);
             }
         }
     }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::{
-    BLOCK, PANEL,
+    BLOCK, FloatsMut, LinearError, PANEL,
     memory::{Line, Lines},
     pack,
 };
@@ -219,15 +219,25 @@ impl Weight {
         Ok(())
     }
 
-    /// Row `row` as floats, exactly what the packed values stand for.
+    /// `out[i] = weight[indices[i]]`: exactly what the packed values stand for, rounded to what `out` is.
     ///
-    /// # Panics
-    /// If the row is not there or has not been packed, or `out` is not of `columns` elements.
-    pub fn unpack_row(&self, row: usize, out: &mut [f32]) {
-        assert_eq!(out.len(), self.columns);
-        let holds = |segment: &&Segment| (segment.start..segment.start + segment.rows).contains(&row);
-        let segment = self.segments.iter().find(holds).expect("the row has been packed");
-        pack::unpack_row(segment, row - segment.start, out);
+    /// # Errors
+    /// [`LinearError`] if `out` has another size, or rows are not there.
+    pub fn unpack_rows(&self, indices: &[i64], out: &mut FloatsMut<'_>) -> Result<(), LinearError> {
+        let expected = indices.len() * self.columns;
+        if out.len() != expected {
+            return Err(LinearError::Length { name: "out", expected, found: out.len() });
+        }
+        let mut values = vec![0.0; self.columns];
+        for (row, &index) in indices.iter().enumerate() {
+            let index = usize::try_from(index).unwrap_or(usize::MAX);
+            let holds = |segment: &&Segment| (segment.start..segment.start + segment.rows).contains(&index);
+            let missing = LinearError::NotWhole { packed: self.packed_rows(), rows: self.rows };
+            let segment = self.segments.iter().find(holds).ok_or(missing)?;
+            pack::unpack_row(segment, index - segment.start, &mut values);
+            out.write(row * self.columns, &values);
+        }
+        Ok(())
     }
 
     pub(super) fn segments(&self) -> &[Segment] {
