@@ -3,7 +3,7 @@
 #   make serve   from a fresh clone to a chat model on http://127.0.0.1:3000     (ARGS="--port 8080" for flags)
 #   make test    every Rust, Python and integration test; no GPU needed
 #   make lint    formatters and linters            make fmt     let the formatters write
-#   make model   fetch SmolLM2-135M-Instruct       make bench   the serving benchmarks, on a server of ours
+#   make model   fetch SmolLM2-135M-Instruct       make bench   ours beside the peers, on this CPU
 #   make wheel   the distributable wheel           make clean   forget what was built
 
 VENV ?= .venv
@@ -54,7 +54,7 @@ fmt: $(VENV)/.installed-test
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-test model
-	$(BIN)/python benchmarks/compare.py $(ARGS)
+	$(BIN)/python benchmarks/cpu_peers.py $(ARGS)
 
 wheel: $(VENV)/.created
 	$(BIN)/pip wheel --no-deps -w dist .

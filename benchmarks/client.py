@@ -52,12 +52,14 @@ class Target:
 class Timing:
     """What one request cost; times in seconds."""
 
+    sent: float  # by `time.perf_counter`
     ttft: float  # sent -> first chunk with text
     total: float  # sent -> last chunk with text
     gaps: tuple[float, ...]  # between consecutive chunks with text
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int | None  # None: the server does not say
+    text: str
 
     @property
     def tpot(self) -> float | None:
@@ -82,26 +84,41 @@ def connect() -> aiohttp.ClientSession:
 
 async def complete(session: aiohttp.ClientSession, target: Target, prompt: str, max_tokens: int) -> Timing:
     """Streams one greedy completion of `prompt`."""
+    return await _stream(session, target, "/v1/completions", {"prompt": prompt, "max_tokens": max_tokens})
+
+
+async def chat(
+    session: aiohttp.ClientSession, target: Target, messages: list[dict[str, str]], max_tokens: int
+) -> Timing:
+    """Streams one greedy reply to `messages`."""
+    return await _stream(session, target, "/v1/chat/completions", {"messages": messages, "max_tokens": max_tokens})
+
+
+async def _stream(session: aiohttp.ClientSession, target: Target, path: str, fields: dict[str, Any]) -> Timing:
     body = {
         "model": target.model,
-        "prompt": prompt,
-        "max_tokens": max_tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **fields,
         **target.extra,
     }
+    # Encoded before the clock starts: a long prompt takes the client milliseconds.
+    data = json.dumps(body).encode()
     sent = time.perf_counter()
     arrivals: list[float] = []
+    text: list[str] = []
     usage: dict[str, Any] | None = None
-    async with session.post(f"{target.url}/v1/completions", json=body) as response:
+    async with session.post(f"{target.url}{path}", data=data, headers={"content-type": "application/json"}) as response:
         if response.status != 200:
             raise BenchmarkError(f"status {response.status}: {(await response.text())[:500]}")
         async for event in _events(response):
             if event.get("error"):
                 raise BenchmarkError(f"error in the stream: {event['error']}")
-            if any(choice.get("text") for choice in event.get("choices", ())):
+            new = "".join(_text(choice) for choice in event.get("choices", ()))
+            if new:
                 arrivals.append(time.perf_counter())
+                text.append(new)
             usage = event.get("usage") or usage
     if not arrivals:
         raise BenchmarkError("the stream had no text")
@@ -109,13 +126,20 @@ async def complete(session: aiohttp.ClientSession, target: Target, prompt: str, 
         raise BenchmarkError("the stream had no usage: this server's tokens cannot be counted")
     details = usage.get("prompt_tokens_details") or {}
     return Timing(
+        sent=sent,
         ttft=arrivals[0] - sent,
         total=arrivals[-1] - sent,
         gaps=tuple(later - earlier for earlier, later in itertools.pairwise(arrivals)),
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
         cached_tokens=details.get("cached_tokens"),
+        text="".join(text),
     )
+
+
+def _text(choice: dict[str, Any]) -> str:
+    """What a chunk of either endpoint adds."""
+    return choice.get("text") or (choice.get("delta") or {}).get("content") or ""
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

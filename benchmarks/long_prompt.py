@@ -22,7 +22,7 @@ _seeds = itertools.count(1_000_000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of this benchmark, shared with compare.py."""
+    """The flags of this benchmark, shared with cpu_peers.py."""
     parser.add_argument("--long-prompt-tokens", type=int, default=6000, help="length of the first prompt, about")
     parser.add_argument("--suffix-tokens", type=int, default=50, help="what the second prompt adds, about")
     parser.add_argument("--repeats", type=int, default=3, help="with a fresh prompt each")

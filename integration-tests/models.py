@@ -69,6 +69,11 @@ def tiny_mistral() -> Path:
     return _build_once("tiny-mistral", lambda recipes, path: recipes.write_tiny_mistral(path))
 
 
+def long_llama() -> Path:
+    """A random Llama of 262,144 positions: 2 layers, hidden 128, 4 heads, 2 KV heads, and SmolLM2's tokenizer."""
+    return _build_once("long-llama", lambda recipes, path: recipes.write_long_llama(smollm2_gguf(), path))
+
+
 # === Making them ===
 
 

@@ -54,7 +54,7 @@ def convert_smollm2(source: Path, directory: Path) -> None:
     _write_smollm2_tokenizer(source, directory)
 
 
-def _write_smollm2_tokenizer(gguf_path: Path, directory: Path) -> None:
+def _write_smollm2_tokenizer(gguf_path: Path, directory: Path, max_length: int | None = None) -> None:
     fields = GGUFReader(gguf_path).fields
     tokens: list[str] = fields["tokenizer.ggml.tokens"].contents()
     merges: list[str] = fields["tokenizer.ggml.merges"].contents()
@@ -82,7 +82,7 @@ def _write_smollm2_tokenizer(gguf_path: Path, directory: Path) -> None:
             "pad_token": tokens[fields["tokenizer.ggml.padding_token_id"].contents()],
             "add_bos_token": False,
             "clean_up_tokenization_spaces": False,
-            "model_max_length": fields["llama.context_length"].contents(),
+            "model_max_length": max_length or fields["llama.context_length"].contents(),
             "chat_template": fields["tokenizer.chat_template"].contents(),
         },
     )
@@ -118,6 +118,26 @@ def write_tiny_mistral(directory: Path) -> None:
     )
     _save_tiny(MistralForCausalLM(config), directory, seed=8, max_shard_size="200KB")
     _write_tiny_tokenizer(directory, add_bos=False)
+
+
+def write_long_llama(tokenizer_source: Path, directory: Path) -> None:
+    """Writes a random Llama of 262,144 positions, small enough for a CPU, with the tokenizer of a GGUF file."""
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=262144,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e6},
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    _save_tiny(LlamaForCausalLM(config), directory, seed=7, max_shard_size="1GB")
+    _write_smollm2_tokenizer(tokenizer_source, directory, max_length=config.max_position_embeddings)
 
 
 def _save_tiny(model: PreTrainedModel, directory: Path, *, seed: int, max_shard_size: str) -> None:
