@@ -238,9 +238,10 @@ impl Plan<'_> {
         command.option("--otlp-service-name", self.args.observe.otlp_service_name.as_ref());
         command.flag("--log-level", directive(self.args.observe.log_level));
         self.observe(&mut command);
+        command.option("--api-key-file", http.api_key_file.as_ref().map(|path| path.display()));
         // Through the environment: arguments are visible to every user of the host.
-        if let Some(key) = &http.api_key {
-            command.set("API_KEY", key.clone());
+        if !http.api_key.is_empty() {
+            command.set("API_KEY", http.api_key.join("\n"));
         }
         command
     }

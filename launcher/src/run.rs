@@ -90,7 +90,7 @@ pub(crate) fn serve(
         summary: model.summary,
         world_size,
         has_chat_template: model.has_chat_template,
-        needs_api_key: args.http.api_key.is_some(),
+        needs_api_key: !args.http.api_key.is_empty() || args.http.api_key_file.is_some(),
     };
     let children =
         Children { plan, console, messages: sender, processes: HashMap::new(), port: None, spawned: 0 };

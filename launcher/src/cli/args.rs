@@ -219,9 +219,14 @@ pub(crate) struct HttpArgs {
     #[arg(long, short, env, default_value_t = 3000)]
     pub(crate) port: u16,
 
-    /// Clients must send this key as a bearer token. Better given as $API_KEY: arguments are visible to every local user
-    #[arg(long, env, value_name = "KEY", hide_env_values = true)]
-    pub(crate) api_key: Option<String>,
+    /// Clients must send this key as a bearer token; may be repeated, and each is a tenant with a prefix cache of its own. Better
+    /// given as $API_KEY, one a line: arguments are visible to every local user
+    #[arg(long, env, value_name = "KEY", hide_env_values = true, value_delimiter = '\n')]
+    pub(crate) api_key: Vec<String>,
+
+    /// File of further keys, a line TENANT:KEY for each; the keys of a tenant share a prefix cache
+    #[arg(long, env, value_name = "PATH")]
+    pub(crate) api_key_file: Option<PathBuf>,
 
     /// Origin that browsers may call from; may be repeated
     #[arg(long, env, value_name = "ORIGIN", value_delimiter = ',')]

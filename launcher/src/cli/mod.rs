@@ -78,7 +78,7 @@ impl ServeArgs {
     /// Fills in what depends on several flags or on the environment, and refuses contradictions.
     fn settle(&mut self, environment: &Environment) -> Result<(), String> {
         self.http.hostname = hostname(self.http.hostname_flag.take(), environment.hostname.as_deref());
-        self.http.api_key = self.http.api_key.take().filter(|key| !key.is_empty());
+        self.http.api_key.retain(|key| !key.is_empty());
         self.limits.settle()?;
         if self.placement.sharded == Some(false) && self.placement.num_shard.is_some_and(|n| n > 1) {
             return Err("--sharded false contradicts --num-shard above 1".to_owned());

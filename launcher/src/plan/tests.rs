@@ -124,6 +124,7 @@ fn every_flag() {
         "--block-size=12",
         "--gpu-memory-utilization=0.13",
         "--no-prefix-cache",
+        "--api-key-file=/etc/keys",
         "--hostname=0.0.0.0",
         "--port=14",
         "--cors-allow-origin=http://a",

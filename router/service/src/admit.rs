@@ -22,10 +22,13 @@ pub use self::encode::{ChatPrompt, Encoder, EncoderError, Prompt, Tokenized, ren
 pub use self::error::AdmitError;
 use self::error::invalid;
 use crate::{
-    api::{ApiError, App},
+    api::{ApiError, App, Context},
     engine::ReplicaInfo,
 };
 use anaphora_core::request::{Namespace, Request, Sampling};
+
+/// Longest `cache_salt`.
+const MAX_CACHE_SALT_BYTES: usize = 256;
 
 /// A request whose values are in range: what to generate, whatever API asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,8 +49,8 @@ pub struct Spec {
     pub stop: Stop,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
-    /// Higher is served first.
-    pub priority: i32,
+    /// Higher is served first; `None`: what the request's header says, or 0.
+    pub priority: Option<i32>,
     /// Separates prefix caches.
     pub cache_salt: String,
 }
@@ -106,21 +109,18 @@ pub struct Output {
 ///
 /// # Errors
 /// If the replica would not take it, or the prompts cannot be rendered, tokenised or fit.
-pub async fn admit(app: &App, mut spec: Spec) -> Result<Admitted, ApiError> {
+pub async fn admit(app: &App, context: &Context, mut spec: Spec) -> Result<Admitted, ApiError> {
     let began = Instant::now();
     let replica = app.engine.would_accept()?;
     let bounds = Bounds::new(app, &replica);
     check_token_ids(&spec, bounds)?;
     check_truncate(spec.truncate, bounds)?;
+    check_cache_salt(&spec.cache_salt)?;
     check_num_sequences(&spec, app.max_concurrent_requests)?;
     let tokenized = tokenize(app, std::mem::take(&mut spec.prompts), spec.truncate, bounds).await?;
+    spec.priority = spec.priority.or(context.priority);
     let output = Arc::new(Output::new(app, &spec));
-    let namespace = Namespace {
-        model: replica.fingerprint.as_str().into(),
-        adapter: "".into(),
-        tenant: app.auth.as_ref().map_or_else(|| "".into(), |auth| auth.tenant()),
-        salt: spec.cache_salt.as_str().into(),
-    };
+    let namespace = namespace(context, &replica, &spec.cache_salt);
     let prompts = tokenized
         .into_iter()
         .map(|tokenized| admit_prompt(tokenized, &spec, &output, &namespace, bounds))
@@ -131,6 +131,17 @@ pub async fn admit(app: &App, mut spec: Spec) -> Result<Admitted, ApiError> {
         app.requests.validated(duration, prompt.num_tokens as usize, max_new_tokens);
     }
     Ok(Admitted { prompts, output, duration })
+}
+
+/// Whose cache a request may share: that of the same model, tenant and salt.
+#[must_use]
+pub fn namespace(context: &Context, replica: &ReplicaInfo, cache_salt: &str) -> Namespace {
+    Namespace {
+        model: replica.fingerprint.as_str().into(),
+        adapter: "".into(),
+        tenant: Arc::clone(&context.tenant),
+        salt: cache_salt.into(),
+    }
 }
 
 /// How many tokens a request may have.
@@ -166,13 +177,14 @@ fn admit_prompt(
     let max_new_tokens = max_new_tokens(ids.len(), spec.max_new_tokens, bounds)?;
     let num_tokens = u32::try_from(ids.len()).unwrap_or(u32::MAX);
     let base = spec.seed.unwrap_or_else(rand::random);
-    let requests = (0..spec.num_sequences).map(|index| Request {
+    let prompts = std::iter::repeat_n(ids, spec.num_sequences as usize);
+    let requests = (0..).zip(prompts).map(|(index, prompt)| Request {
         namespace: namespace.clone(),
-        prompt: ids.clone(),
+        prompt,
         max_new_tokens,
         stop_tokens: Arc::clone(&output.stop_tokens),
         sampling: Arc::new(Sampling { seed: sequence_seed(base, index), ..spec.sampling.clone() }),
-        priority: spec.priority,
+        priority: spec.priority.unwrap_or(0),
     });
     Ok(AdmittedPrompt { text, num_tokens, requests: requests.collect() })
 }
@@ -205,6 +217,16 @@ fn check_token_ids(spec: &Spec, bounds: Bounds) -> Result<(), AdmitError> {
         return missing("logit_bias", *id);
     }
     spec.stop.token_ids.iter().find(|id| !exists(**id)).map_or(Ok(()), |id| missing("stop_token_ids", *id))
+}
+
+/// It is part of every cache key of the request, for as long as that lasts.
+fn check_cache_salt(salt: &str) -> Result<(), AdmitError> {
+    if salt.len() > MAX_CACHE_SALT_BYTES {
+        let given = salt.len();
+        let message = format!("`cache_salt` may have {MAX_CACHE_SALT_BYTES} bytes. Given: {given}");
+        return Err(invalid("cache_salt", message));
+    }
+    Ok(())
 }
 
 fn check_truncate(truncate: Option<u32>, bounds: Bounds) -> Result<(), AdmitError> {

@@ -2,11 +2,11 @@
 //!
 //! Every flag that TGI has goes by TGI's names, on the command line and in the environment. A flag beats the environment.
 
-use std::{ffi::OsString, net::IpAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, parser::ValueSource};
 
-use crate::config::{Config, EngineConfig, HttpConfig, Limits, ModelConfig, ShardConfig, TelemetryConfig};
+use crate::config::{ApiKey, Config, EngineConfig, HttpConfig, Limits, ModelConfig, ShardConfig, TelemetryConfig};
 
 /// Serves the HTTP APIs of one model whose shards listen on Unix sockets. `anaphora serve` starts shards and router.
 #[derive(Debug, Parser)]
@@ -53,9 +53,13 @@ struct HttpArgs {
     /// The port; 0 is any free one.
     #[arg(long, short, env, default_value_t = 3000)]
     port: u16,
-    /// The key that clients must send as `Authorization: Bearer KEY`. Better in the environment, where others cannot see it.
-    #[arg(long, env, hide_env_values = true, value_name = "KEY")]
-    api_key: Option<String>,
+    /// A key that clients must send as `Authorization: Bearer KEY`; may be repeated, in the environment one a line, where others
+    /// cannot see it. Each is a tenant of its own: their prefix caches are apart.
+    #[arg(long, env, hide_env_values = true, value_delimiter = '\n', value_name = "KEY")]
+    api_key: Vec<String>,
+    /// A file of further keys, with a line TENANT:KEY for each; the keys of a tenant share a prefix cache.
+    #[arg(long, env, value_name = "PATH")]
+    api_key_file: Option<PathBuf>,
     /// An origin that browsers may call from; may be repeated; `*` is any.
     #[arg(long, env, value_delimiter = ',', value_name = "ORIGIN")]
     cors_allow_origin: Vec<String>,
@@ -149,10 +153,18 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, clap::E
     if !is_address_or_flag(&matches, &args.http.hostname) {
         args.http.hostname = HttpConfig::default().hostname;
     }
-    let config = args.into_config();
-    config
-        .validate()
-        .map_err(|error| Args::command().error(clap::error::ErrorKind::ValueValidation, error))?;
+    let refuse = |error: &dyn Display| Args::command().error(clap::error::ErrorKind::ValueValidation, error);
+    let file = args.http.api_key_file.take();
+    let mut config = args.into_config();
+    if let Some(path) = file {
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| refuse(&format_args!("--api-key-file {}: {error}", path.display())))?;
+        config.http.api_keys.extend(ApiKey::parse_file(&text).map_err(|error| refuse(&error))?);
+        if config.http.api_keys.is_empty() {
+            return Err(refuse(&format_args!("--api-key-file {}: it has no keys", path.display())));
+        }
+    }
+    config.validate().map_err(|error| refuse(&error))?;
     Ok(config)
 }
 
@@ -179,7 +191,7 @@ impl Args {
             http: HttpConfig {
                 hostname: http.hostname,
                 port: http.port,
-                api_key: http.api_key,
+                api_keys: http.api_key.into_iter().map(|key| ApiKey { key, tenant: None }).collect(),
                 cors_allow_origin: http.cors_allow_origin,
                 max_connections: http.max_connections,
                 graceful_termination_timeout: Duration::from_secs(http.graceful_termination_timeout),

@@ -40,8 +40,8 @@ pub struct HttpConfig {
     pub hostname: String,
     /// 0: any free port.
     pub port: u16,
-    /// The key that clients must send; `None`: no authentication.
-    pub api_key: Option<String>,
+    /// The keys, one of which clients must send; empty: no authentication.
+    pub api_keys: Vec<ApiKey>,
     /// Allowed origins; empty: CORS is closed.
     pub cors_allow_origin: Vec<String>,
     /// Connections at a time; over it, 503.
@@ -63,7 +63,7 @@ impl Default for HttpConfig {
         Self {
             hostname: "127.0.0.1".to_owned(),
             port: 3000,
-            api_key: None,
+            api_keys: Vec::new(),
             cors_allow_origin: Vec::new(),
             max_connections: 10_240,
             header_read_timeout: Duration::from_secs(10),
@@ -72,6 +72,40 @@ impl Default for HttpConfig {
             max_streams: 128,
             graceful_termination_timeout: Duration::from_secs(90),
         }
+    }
+}
+
+/// A key that clients may send, and whose it is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// The key.
+    pub key: String,
+    /// Keys of one tenant share a prefix cache, others never do; `None`: a tenant of its own.
+    pub tenant: Option<String>,
+}
+
+impl ApiKey {
+    /// Reads a file of keys: a line `tenant:key` for each; empty lines and those that begin with `#` say nothing.
+    ///
+    /// # Errors
+    /// If a line is of another form.
+    pub fn parse_file(text: &str) -> Result<Vec<Self>, ConfigError> {
+        let lines = (1..).zip(text.lines().map(str::trim));
+        let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(number, line)| {
+            let (tenant, key) = line.split_once(':').ok_or(ConfigError::ApiKeyLine { number })?;
+            let (tenant, key) = (tenant.trim().to_owned(), key.trim().to_owned());
+            if tenant.is_empty() {
+                return Err(ConfigError::ApiKeyLine { number });
+            }
+            Ok(Self { key, tenant: Some(tenant) })
+        });
+        keys.collect()
+    }
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiKey").field("tenant", &self.tenant).finish_non_exhaustive()
     }
 }
 
@@ -236,9 +270,15 @@ pub enum ConfigError {
         /// `--block-size`.
         block_size: u32,
     },
-    /// The API key cannot be sent by a client.
-    #[error("the API key must not be empty and must consist of visible ASCII characters")]
+    /// An API key cannot be sent by a client.
+    #[error("an API key must not be empty and must consist of visible ASCII characters")]
     ApiKey,
+    /// A line of the file of API keys says something else.
+    #[error("line {number} of --api-key-file must be `tenant:key`")]
+    ApiKeyLine {
+        /// Counted from 1.
+        number: usize,
+    },
 }
 
 impl Config {
@@ -284,12 +324,11 @@ impl Config {
         {
             return Err(ConfigError::Pool { tokens, block_size: engine.block_size });
         }
-        match &self.http.api_key {
-            Some(key) if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_graphic()) => {
-                Err(ConfigError::ApiKey)
-            }
-            _ => Ok(()),
+        let can_be_sent = |key: &str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        if self.http.api_keys.iter().any(|key| !can_be_sent(&key.key)) {
+            return Err(ConfigError::ApiKey);
         }
+        Ok(())
     }
 }
 

@@ -45,6 +45,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// How long connections may take to send what they have, once nothing generates any more.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
+/// What a fake shard takes, in tokens: more than any model that it stands for.
+const FAKE_CONTEXT: u32 = 1 << 20;
+
 /// Why the server cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
@@ -193,7 +196,9 @@ fn start_engine(config: &Config, text: &TextConfig, url: String, shutdown: &Shut
         }
         ShardConfig::Fake { step } => {
             let vocab = 0..u32::try_from(text.tokenizer.vocab_size()).unwrap_or(u32::MAX);
-            let (shard, _) = FakeShard::new(FakeOptions { vocab, step: *step, ..FakeOptions::default() });
+            let max_context = FAKE_CONTEXT;
+            let (shard, _) =
+                FakeShard::new(FakeOptions { vocab, step: *step, max_context, ..FakeOptions::default() });
             spawn_engine(shard, engine_config, config, Box::new(report), shutdown)
         }
     }
@@ -227,7 +232,7 @@ fn url(mut address: SocketAddr) -> String {
 }
 
 fn warn_if_open(http: &HttpConfig) {
-    if !http.is_loopback() && http.api_key.is_none() {
+    if !http.is_loopback() && http.api_keys.is_empty() {
         tracing::warn!(hostname = http.hostname, "other machines can connect, and no API key is set");
     }
 }

@@ -12,7 +12,11 @@
 mod choices;
 mod token;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
 
 use anaphora_core::{
     plan::{FinishReason, Sample},
@@ -115,27 +119,19 @@ impl Choice {
         })
     }
 
-    /// What comes next; `None` after the end. Cancel safe.
-    pub async fn next(&mut self) -> Option<Result<Delta, StreamError>> {
+    /// What comes next; `None` after the end.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Delta, StreamError>>> {
         loop {
-            let update = self.generation.as_mut()?.next().await;
-            let step = match update {
+            let Some(generation) = &mut self.generation else { return Poll::Ready(None) };
+            let step = match ready!(generation.poll_next(cx)) {
                 None => Err(EngineError::ShuttingDown.into()),
                 Some(update) => self.take(update),
             };
-            match step {
-                Ok(None) => {}
-                Ok(Some(delta)) => {
-                    if delta.finish.is_some() {
-                        self.generation = None;
-                    }
-                    return Some(Ok(delta));
-                }
-                Err(error) => {
-                    self.generation = None;
-                    return Some(Err(error));
-                }
+            let Some(step) = step.transpose() else { continue };
+            if step.as_ref().map_or(true, |delta| delta.finish.is_some()) {
+                self.generation = None;
             }
+            return Poll::Ready(Some(step));
         }
     }
 
@@ -234,7 +230,7 @@ impl Decoder {
 
     /// What of `text` may be shown, and whether a stop string ended it.
     fn watch(&mut self, text: String, num_generated: u32) -> (String, Option<Finish>) {
-        if num_generated < self.output.min_new_tokens {
+        if num_generated < self.output.min_new_tokens || self.output.stop.strings.is_empty() {
             return (text, None);
         }
         let step = self.stops.push(&text);

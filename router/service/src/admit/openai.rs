@@ -34,7 +34,7 @@ const RESERVED_KWARGS: [&str; 8] = [
 /// # Errors
 /// The first value that cannot be.
 pub fn lower_chat(request: ChatRequest, limits: &Limits) -> Result<Spec, AdmitError> {
-    let ChatRequest { chat, mut common } = request;
+    let ChatRequest { messages, chat, mut common } = request;
     common.max_tokens = match (common.max_tokens, chat.max_completion_tokens) {
         (Some(old), Some(new)) if old != new => {
             let message =
@@ -49,7 +49,7 @@ pub fn lower_chat(request: ChatRequest, limits: &Limits) -> Result<Spec, AdmitEr
         return Err(invalid("top_logprobs", "`top_logprobs` needs `logprobs` to be true"));
     }
     let num_choices = num_choices(&common, limits)?;
-    let prompt = chat_prompt(chat)?;
+    let prompt = chat_prompt(messages, chat)?;
     spec(vec![Prompt::Chat(prompt)], num_choices, num_top_logprobs, common, limits)
 }
 
@@ -58,20 +58,20 @@ pub fn lower_chat(request: ChatRequest, limits: &Limits) -> Result<Spec, AdmitEr
 /// # Errors
 /// The first value that cannot be.
 pub fn lower_messages(request: ChatRequest) -> Result<ChatPrompt, AdmitError> {
-    chat_prompt(request.chat)
+    chat_prompt(request.messages, request.chat)
 }
 
-fn chat_prompt(chat: ChatFields) -> Result<ChatPrompt, AdmitError> {
+fn chat_prompt(messages: Vec<Object>, chat: ChatFields) -> Result<ChatPrompt, AdmitError> {
     let Object(mut kwargs) = chat.chat_template_kwargs.unwrap_or_default();
     check_kwargs(&kwargs)?;
     if let Some(effort) = chat.reasoning_effort {
         kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
     }
-    let role = chat.messages.last().and_then(|Object(last)| last.get("role"));
+    let role = messages.last().and_then(|Object(last)| last.get("role"));
     let ends_with_assistant = role.and_then(Value::as_str) == Some("assistant");
     let (add_generation_prompt, continue_final_message) =
         last_message(chat.add_generation_prompt, chat.continue_final_message, ends_with_assistant)?;
-    let messages = messages::check(chat.messages)?;
+    let messages = messages::check(messages)?;
     Ok(ChatPrompt { messages, kwargs, add_generation_prompt, continue_final_message })
 }
 
@@ -80,7 +80,7 @@ fn chat_prompt(chat: ChatFields) -> Result<ChatPrompt, AdmitError> {
 /// # Errors
 /// The first value that cannot be.
 pub fn lower_completion(request: CompletionRequest, limits: &Limits) -> Result<Spec, AdmitError> {
-    let CompletionRequest { completion, mut common } = request;
+    let CompletionRequest { prompt, completion, mut common } = request;
     common.max_tokens = common.max_tokens.or(Some(DEFAULT_COMPLETION_TOKENS));
     let num_top_logprobs = top_logprobs("logprobs", completion.logprobs.unwrap_or(0), limits)?;
     let echo = completion.echo.unwrap_or(false);
@@ -91,7 +91,7 @@ pub fn lower_completion(request: CompletionRequest, limits: &Limits) -> Result<S
     }
     let num_choices = num_choices(&common, limits)?;
     let num_sequences = best_of(completion.best_of, num_choices, &common, limits)?;
-    let prompts = prompts(completion.prompt, limits)?;
+    let prompts = prompts(prompt, limits)?;
     if echo && matches!(prompts.first(), Some(Prompt::Tokens { .. })) {
         let message = "`echo` of a prompt of token ids is not supported: send it as text";
         return Err(AdmitError::Unsupported { param: "echo".to_owned(), message: message.to_owned() });
@@ -230,7 +230,7 @@ fn spec(
             include_in_output: common.include_stop_str_in_output.unwrap_or(false),
         },
         skip_special_tokens: common.skip_special_tokens.unwrap_or(true),
-        priority: common.priority.unwrap_or(0),
+        priority: common.priority,
         cache_salt: common.cache_salt.unwrap_or_default(),
     })
 }

@@ -57,8 +57,8 @@ pub fn lower(request: GenerateRequest, limits: &Limits) -> Result<Lowered, Admit
         max_new_tokens,
         stop: Stop { strings: stop, include_in_output: true, ..Stop::default() },
         skip_special_tokens: true,
-        priority: 0,
-        cache_salt: String::new(),
+        priority: parameters.priority,
+        cache_salt: parameters.cache_salt.unwrap_or_default(),
     };
     Ok(Lowered { spec, is_sampling })
 }

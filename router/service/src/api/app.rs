@@ -8,7 +8,7 @@ use std::{
 use anaphora_text::TextConfig;
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use super::auth::ApiKey;
+use super::auth::ApiKeys;
 use crate::{
     admit::Encoder,
     config::{Config, Limits},
@@ -29,8 +29,8 @@ pub struct App {
     pub model: ModelInfo,
     /// Where templates and the tokenizer run.
     pub encoder: Encoder,
-    /// The key that clients must send; `None`: everybody may.
-    pub auth: Option<ApiKey>,
+    /// The keys that clients may send; `None`: everybody may call.
+    pub auth: Option<ApiKeys>,
     /// Origins whose pages may call; empty: none.
     pub cors_allow_origin: Vec<String>,
     /// Counts requests.
@@ -61,7 +61,7 @@ impl App {
             text,
             limits: config.limits.clone(),
             model: ModelInfo { id: config.model.id.clone(), created: unix_time() },
-            auth: config.http.api_key.as_deref().map(ApiKey::new),
+            auth: ApiKeys::new(&config.http.api_keys),
             cors_allow_origin: config.http.cors_allow_origin.clone(),
             requests: RequestMetrics::new(&config.model.id),
             prometheus,

@@ -14,9 +14,10 @@ use http::{Method, header};
 use subtle::ConstantTimeEq as _;
 
 use super::{
-    App,
+    App, Context,
     error::{ApiError, Family},
 };
+use crate::config::ApiKey;
 
 /// Routes that need no key, by method. Health checks and metrics come from machines that have none, as with TGI.
 const PUBLIC: [(Method, &str); 7] = [
@@ -29,46 +30,60 @@ const PUBLIC: [(Method, &str); 7] = [
     (Method::GET, "/metrics"),
 ];
 
-/// The key that clients must send. Only its digest is kept.
-#[derive(Clone)]
-pub struct ApiKey(blake3::Hash);
+/// Whose request it is: tenants have separate prefix caches, and each its quota. Empty where no key is required.
+pub type Tenant = Arc<str>;
 
-impl ApiKey {
-    /// The key `key`.
+/// The keys that clients may send, and whose they are. Only their digests are kept.
+pub struct ApiKeys(Vec<(blake3::Hash, Tenant)>);
+
+impl ApiKeys {
+    /// These keys; `None` if there are none.
     #[must_use]
-    pub fn new(key: &str) -> Self {
-        Self(blake3::hash(key.as_bytes()))
+    pub fn new(keys: &[ApiKey]) -> Option<Self> {
+        let keys: Vec<_> = keys.iter().map(|key| (digest(&key.key), tenant(key))).collect();
+        (!keys.is_empty()).then_some(Self(keys))
     }
 
-    /// Whether `key` is the key; takes the same time for every wrong one.
-    fn is(&self, key: &str) -> bool {
-        self.0.as_bytes().ct_eq(blake3::hash(key.as_bytes()).as_bytes()).into()
-    }
-
-    /// What separates the prefix cache of the key's holder from others'.
-    #[must_use]
-    pub fn tenant(&self) -> Arc<str> {
-        self.0.to_hex().as_str().into()
+    /// Whose key `sent` is. Looks at every key, and at all of it, so that the time it takes says nothing of them.
+    fn tenant_of(&self, sent: &str) -> Option<Tenant> {
+        let sent = digest(sent);
+        self.0.iter().fold(None, |found, (key, tenant)| {
+            if key.as_bytes().ct_eq(sent.as_bytes()).into() { Some(Arc::clone(tenant)) } else { found }
+        })
     }
 }
 
-impl std::fmt::Debug for ApiKey {
+/// The named tenant, or one that only the holders of the key are.
+fn tenant(key: &ApiKey) -> Tenant {
+    match &key.tenant {
+        Some(name) => name.as_str().into(),
+        None => format!("key:{}", &digest(&key.key).to_hex()[..16]).into(),
+    }
+}
+
+fn digest(key: &str) -> blake3::Hash {
+    blake3::hash(key.as_bytes())
+}
+
+impl std::fmt::Debug for ApiKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ApiKey(…)")
+        write!(f, "ApiKeys({})", self.0.len())
     }
 }
 
-/// The layer.
-pub(super) async fn require_key(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    if is_allowed(&app, &request) {
-        return next.run(request).await;
+/// The layer. What it lets pass knows its tenant.
+pub(super) async fn require_key(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    if let Some(keys) = &app.auth
+        && !is_public(&request)
+    {
+        let Some(tenant) = bearer(&request).and_then(|sent| keys.tenant_of(sent)) else {
+            return ApiError::Unauthorized.respond(Family::of_path(request.uri().path()));
+        };
+        if let Some(context) = request.extensions_mut().get_mut::<Context>() {
+            context.tenant = tenant;
+        }
     }
-    ApiError::Unauthorized.respond(Family::of_path(request.uri().path()))
-}
-
-fn is_allowed(app: &App, request: &Request) -> bool {
-    let Some(key) = &app.auth else { return true };
-    is_public(request) || bearer(request).is_some_and(|sent| key.is(sent))
+    next.run(request).await
 }
 
 fn is_public(request: &Request) -> bool {

@@ -12,13 +12,17 @@ use http::{HeaderName, HeaderValue};
 use uuid::Uuid;
 
 use super::{
-    App,
+    App, Tenant,
     error::{ApiError, Family},
 };
+use crate::admit::AdmitError;
 use crate::metrics::{Failure, RequestMetrics, Timings};
 
 /// Names a request in answers and in the log.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How urgent a request is: higher is served first.
+pub(super) const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 
 /// Longest id that a client may choose.
 const MAX_REQUEST_ID: usize = 128;
@@ -30,6 +34,10 @@ pub struct Context {
     pub request_id: Arc<str>,
     /// When its headers had been read.
     pub arrived: Instant,
+    /// Whose it is; empty where no key is required.
+    pub tenant: Tenant,
+    /// What `x-priority` says; the body's `priority` goes before it.
+    pub priority: Option<i32>,
 }
 
 /// Gives every request its context, and every answer the request's id. A handler that panics has answered with an internal error:
@@ -40,13 +48,28 @@ pub(super) async fn attach(mut request: Request, next: Next) -> Response {
         let id = Uuid::new_v4().simple().to_string();
         HeaderValue::try_from(id).expect("hexadecimal digits are a header value. This is a bug.")
     });
-    let request_id: Arc<str> = id.to_str().unwrap_or_default().into();
-    request.extensions_mut().insert(Context { request_id, arrived: Instant::now() });
     let family = Family::of_path(request.uri().path());
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answer.unwrap_or_else(|cause| ApiError::Internal(message(&*cause)).respond(family));
+    let mut response = match priority(&request) {
+        Err(error) => error.respond(family),
+        Ok(priority) => {
+            let request_id: Arc<str> = id.to_str().unwrap_or_default().into();
+            let context = Context { request_id, arrived: Instant::now(), tenant: Tenant::default(), priority };
+            request.extensions_mut().insert(context);
+            let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+            answer.unwrap_or_else(|cause| ApiError::Internal(message(&*cause)).respond(family))
+        }
+    };
     response.headers_mut().insert(REQUEST_ID, id);
     response
+}
+
+/// What `x-priority` says.
+fn priority(request: &Request) -> Result<Option<i32>, ApiError> {
+    let Some(value) = request.headers().get(PRIORITY) else { return Ok(None) };
+    let priority = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let message = || format!("`{PRIORITY}` must be a 32-bit integer");
+    let error = || AdmitError::Invalid { param: PRIORITY.to_string(), message: message() };
+    priority.map(Some).ok_or_else(error).map_err(ApiError::from)
 }
 
 /// What a panic said.

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use axum::{
     Json,
-    response::{IntoResponse, Response, sse::Event},
+    response::{IntoResponse, Response},
 };
 use http::{HeaderName, HeaderValue, StatusCode, header};
 
 use super::{
     json::{JsonError, JsonErrorKind},
+    sse::Events,
     types::{openai, tgi},
 };
 use crate::{
@@ -244,17 +245,16 @@ impl ApiError {
         response
     }
 
-    /// The event that ends a stream which has begun.
-    pub fn event(&self, family: Family) -> Event {
+    /// Writes the event that ends a stream which has begun.
+    pub(super) fn event(&self, family: Family, events: &mut Events) {
         let wire = self.wire();
         if let Self::Internal(cause) = self {
             tracing::error!(cause, "a stream failed inside the router");
         }
-        let event = match family {
-            Family::OpenAi => Event::default().json_data(self.openai_body(&wire, true)),
-            Family::Tgi => Event::default().json_data(self.tgi_body(&wire)),
-        };
-        event.expect("an error body is plain strings. This is a bug.")
+        match family {
+            Family::OpenAi => events.json(&self.openai_body(&wire, true)),
+            Family::Tgi => events.json(&self.tgi_body(&wire)),
+        }
     }
 
     fn openai_body(&self, wire: &Wire, has_begun: bool) -> openai::ErrorResponse {

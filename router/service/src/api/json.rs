@@ -2,29 +2,33 @@
 //!
 //! In order, and each before the next costs anything: content type, declared length, length as read (within a time), UTF-8,
 //! nesting depth, syntax and types. Large bodies are parsed on the CPU pool, so that the reactor is never held up.
+//!
+//! What is long in a request is one field, the messages or the prompt. It is parsed in the one pass that finds the others, whose
+//! values are kept as text and parsed afterwards.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, marker::PhantomData, sync::Arc, time::Duration};
 
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request},
 };
 use http::{HeaderMap, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use serde::{
-    Deserialize, Deserializer as _,
-    de::{self, DeserializeOwned},
+    Deserialize, Deserializer,
+    de::{self, DeserializeOwned, DeserializeSeed, value::MapDeserializer},
 };
 use serde_json::value::RawValue;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     App,
     error::{ApiError, OpenAiError, TgiError},
     types::{
-        chat::{ChatFields, ChatRequest},
-        completions::{CompletionFields, CompletionRequest},
-        fields::{self, Field, FieldError},
-        openai::CommonRequest,
+        chat::ChatRequest,
+        completions::CompletionRequest,
+        fields::{self, FieldError},
         tgi::GenerateRequest,
     },
 };
@@ -34,6 +38,15 @@ const MAX_DEPTH: usize = 64;
 
 /// How long a client may take to send its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A client that has not sent so many bytes for every second after the first ones is not waited for any longer.
+const MIN_BYTES_PER_SECOND: u64 = 8 * 1024;
+
+/// The first seconds, in which the rate does not count.
+const RATE_GRACE: Duration = Duration::from_secs(10);
+
+/// Memory is set aside for at most so much of a body before it comes.
+const MAX_RESERVED_BYTES: usize = 2 * 1024 * 1024;
 
 /// Bodies longer than this are parsed on the CPU pool; shorter ones take less than a switch of threads is worth.
 const PARSE_INLINE_BYTES: usize = 64 * 1024;
@@ -94,12 +107,28 @@ fn check_headers(headers: &HeaderMap, limit: usize) -> Result<(), ApiError> {
 
 /// The whole body, which may turn out to be longer than announced, or never come.
 async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
-    let body = Limited::new(request.into_body(), limit).collect();
-    match tokio::time::timeout(READ_TIMEOUT, body).await {
-        Err(_) => Err(ApiError::RequestTimeout),
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::PayloadTooLarge { limit }),
-        Ok(Err(_)) => Err(JsonError::syntax("the body ended before its announced length").into()),
+    let began = Instant::now();
+    let mut body = request.into_body();
+    // What is announced is believed up to a length.
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(limit);
+    let mut bytes = Vec::with_capacity(announced.min(MAX_RESERVED_BYTES));
+    loop {
+        let earned = Duration::from_secs(bytes.len() as u64 / MIN_BYTES_PER_SECOND);
+        let deadline = began + READ_TIMEOUT.min(RATE_GRACE + earned);
+        let frame = timeout_at(deadline, body.frame()).await.map_err(|_| ApiError::RequestTimeout)?;
+        let frame = match frame {
+            None => return Ok(bytes.into()),
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => {
+                return Err(JsonError::syntax("the body ended before its announced length").into());
+            }
+        };
+        // Trailers say nothing that counts.
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > limit {
+            return Err(ApiError::PayloadTooLarge { limit });
+        }
+        bytes.extend_from_slice(&data);
     }
 }
 
@@ -185,34 +214,44 @@ impl Body for GenerateRequest {
 
 impl Body for ChatRequest {
     fn from_json(text: &str) -> Result<Self, JsonError> {
-        let chat = parse::<ChatFields>(text)?;
-        Ok(Self { chat, common: parse_common(text, fields::CHAT)? })
+        let (messages, rest) = split(text, "messages")?;
+        let (chat, common) = (parse_rest(&rest, text)?, parse_rest(&rest, text)?);
+        fields::check(&rest, &[fields::COMMON, fields::CHAT])?;
+        Ok(Self { messages, chat, common })
     }
 }
 
 impl Body for CompletionRequest {
     fn from_json(text: &str) -> Result<Self, JsonError> {
-        let completion = parse::<CompletionFields>(text)?;
-        Ok(Self { completion, common: parse_common(text, fields::COMPLETIONS)? })
+        let (prompt, rest) = split(text, "prompt")?;
+        let (completion, common) = (parse_rest(&rest, text)?, parse_rest(&rest, text)?);
+        fields::check(&rest, &[fields::COMMON, fields::COMPLETIONS])?;
+        Ok(Self { prompt, completion, common })
     }
-}
-
-/// The fields that the OpenAI routes share, and the check that no other field is there but those in `table`.
-fn parse_common(text: &str, table: &[Field]) -> Result<CommonRequest, JsonError> {
-    let common = parse(text)?;
-    fields::check(&entries(text)?, &[fields::COMMON, table])?;
-    Ok(common)
 }
 
 // === JSON ===
 
 /// Parses `text`; errors have a path.
 fn parse<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
+    parse_seed(text, PhantomData)
+}
+
+fn parse_seed<'a, S: DeserializeSeed<'a>>(text: &'a str, seed: S) -> Result<S::Value, JsonError> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer)
-        .map_err(|error| json_error(error.inner(), path_of(error.path())))?;
+    let mut track = serde_path_to_error::Track::new();
+    let value = seed
+        .deserialize(serde_path_to_error::Deserializer::new(&mut deserializer, &mut track))
+        .map_err(|error| json_error(&error, path_of(&track.path())))?;
     deserializer.end().map_err(|error| json_error(&error, None))?;
     Ok(value)
+}
+
+/// Parses what [`split`] left of `text`.
+fn parse_rest<T: DeserializeOwned>(rest: &[(String, &RawValue)], text: &str) -> Result<T, JsonError> {
+    let entries = rest.iter().map(|(key, value)| (key.as_str(), *value));
+    // A mistake is looked for once more in the whole text, where its place is known.
+    T::deserialize(MapDeserializer::<_, serde_json::Error>::new(entries)).or_else(|_| parse(text))
 }
 
 /// `None` at the top, or if not even the first key was read.
@@ -238,32 +277,52 @@ fn json_error(error: &serde_json::Error, path: Option<String>) -> JsonError {
     JsonError { kind, path, message }
 }
 
-/// The keys of a JSON object with the texts of their values, in order; none is there twice.
+/// The field `bulk` of a JSON object, parsed, and the other keys with the texts of their values, in order. No key is there twice.
 ///
 /// # Errors
-/// If `text` is not an object, or has a key twice.
-pub(super) fn entries(text: &str) -> Result<Vec<(String, &RawValue)>, JsonError> {
-    struct Visitor;
-    impl<'de> de::Visitor<'de> for Visitor {
-        type Value = Vec<(String, &'de RawValue)>;
+/// If `text` is not such an object, or has no `bulk`.
+pub(super) fn split<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    bulk: &'static str,
+) -> Result<(T, Vec<(String, &'a RawValue)>), JsonError> {
+    parse_seed(text, Split { bulk, value: PhantomData })
+}
 
-        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            formatter.write_str("a JSON object")
-        }
+struct Split<T> {
+    bulk: &'static str,
+    value: PhantomData<T>,
+}
 
-        fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut entries: Self::Value = Vec::new();
-            while let Some(Key(key)) = map.next_key()? {
-                if entries.iter().any(|(earlier, _)| *earlier == key) {
-                    return Err(de::Error::custom(format_args!("duplicate field `{key}`")));
-                }
-                entries.push((key.into_owned(), map.next_value()?));
-            }
-            Ok(entries)
-        }
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Split<T> {
+    type Value = (T, Vec<(String, &'de RawValue)>);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
     }
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    deserializer.deserialize_map(Visitor).map_err(|error| json_error(&error, None))
+}
+
+impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Split<T> {
+    type Value = (T, Vec<(String, &'de RawValue)>);
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut value, mut rest) = (None, Vec::<(String, &RawValue)>::new());
+        while let Some(Key(key)) = map.next_key()? {
+            let is_bulk = key == self.bulk;
+            if (is_bulk && value.is_some()) || rest.iter().any(|(earlier, _)| *earlier == key) {
+                return Err(de::Error::custom(format_args!("duplicate field `{key}`")));
+            }
+            if is_bulk {
+                value = Some(map.next_value()?);
+            } else {
+                rest.push((key.into_owned(), map.next_value()?));
+            }
+        }
+        Ok((value.ok_or_else(|| de::Error::missing_field(self.bulk))?, rest))
+    }
 }
 
 #[derive(Deserialize)]
@@ -271,23 +330,35 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Refuses texts whose arrays and objects nest deeper than [`MAX_DEPTH`]. Other errors are the parser's to find.
 fn check_depth(text: &str) -> Result<(), JsonError> {
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    for byte in text.bytes() {
+    let (bytes, mut depth, mut index) = (text.as_bytes(), 0_usize, 0);
+    while let Some(byte) = bytes.get(index) {
+        index += 1;
         match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'[' | b'{' if !in_string => {
+            b'"' => index = end_of_string(bytes, index),
+            b'[' | b'{' => {
                 depth += 1;
                 if depth > MAX_DEPTH {
                     return Err(JsonError::syntax(format!("the JSON nests deeper than {MAX_DEPTH} levels")));
                 }
             }
-            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Behind the quotation mark that ends the string which goes on at `index`.
+fn end_of_string(bytes: &[u8], mut index: usize) -> usize {
+    while let Some(found) = bytes.get(index..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        index += found + 1;
+        if bytes[index - 1] == b'"' {
+            return index;
+        }
+        // What is escaped ends nothing.
+        index += 1;
+    }
+    bytes.len()
 }
 
 #[cfg(test)]

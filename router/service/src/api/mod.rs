@@ -32,7 +32,7 @@ use tower_http::cors::CorsLayer;
 
 pub use self::{
     app::{App, ModelInfo},
-    auth::ApiKey,
+    auth::{ApiKeys, Tenant},
     context::Context,
     error::{ApiError, Family, OpenAiError, TgiError},
     json::{JsonError, JsonErrorKind},
@@ -75,7 +75,7 @@ pub fn app(state: Arc<App>) -> Router {
 fn cors(origins: &[String]) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION, context::REQUEST_ID])
+        .allow_headers([header::CONTENT_TYPE, header::AUTHORIZATION, context::REQUEST_ID, context::PRIORITY])
         .expose_headers([header::RETRY_AFTER, context::REQUEST_ID, headers::PREFIX_CACHE]);
     if origins.is_empty() {
         return None;

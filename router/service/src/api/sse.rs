@@ -2,16 +2,26 @@
 //!
 //! The answer begins with the first token: until then an error is a plain HTTP answer with its own status. From then on it is an
 //! event, and the stream ends with it; a stream never just ends.
+//!
+//! Whatever is ready when the connection asks becomes one frame, and so one write: a client that keeps up gets every token when it
+//! is there, and one that does not costs a system call for many.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
-
-use axum::response::{
-    IntoResponse as _, Response, Sse,
-    sse::{Event, KeepAlive},
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+    time::Duration,
 };
-use futures::{Stream, stream};
-use http::{HeaderName, HeaderValue};
+
+use axum::{
+    body::{Body, Bytes},
+    response::Response,
+};
+use http::{HeaderName, HeaderValue, header};
+use http_body::Frame;
 use serde::Serialize;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     App, Context,
@@ -19,27 +29,36 @@ use super::{
     error::{ApiError, Family},
     headers,
 };
-use crate::stream::{Choices, Delta, Totals};
+use crate::stream::{Choices, Delta, StreamError, Totals};
 
-/// How often a comment keeps an idle connection alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A comment keeps a connection alive that was idle for at least so long, and at most twice as long.
+const KEEP_ALIVE: Duration = Duration::from_millis(7500);
+
+/// A frame that is longer is sent, even if more is ready.
+const FRAME_BYTES: usize = 16 * 1024;
 
 /// Tells proxies not to collect a stream before they pass it on.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// How one API writes a stream.
-pub(super) trait Chunks: Send + 'static {
+pub(super) trait Chunks: Send + Unpin + 'static {
     /// Whose errors it uses.
     const FAMILY: Family;
 
-    /// The events that a delta of the choice `index` makes.
+    /// Writes the events that a delta of the choice `index` makes.
     ///
     /// # Errors
     /// If a token cannot be written.
-    fn delta(&mut self, index: usize, delta: Delta, totals: &Totals) -> Result<Vec<Event>, ApiError>;
+    fn delta(
+        &mut self,
+        index: usize,
+        delta: Delta,
+        totals: &Totals,
+        events: &mut Events,
+    ) -> Result<(), ApiError>;
 
-    /// The events after the last delta of all choices.
-    fn end(&mut self, totals: &Totals) -> Vec<Event>;
+    /// Writes the events after the last delta of all choices.
+    fn end(&mut self, totals: &Totals, events: &mut Events);
 }
 
 /// Waits for the first delta, then answers with `choices` as `chunks` writes them.
@@ -52,71 +71,122 @@ pub(super) async fn respond<C: Chunks>(
     mut choices: Choices,
     mut chunks: C,
 ) -> Result<Response, ApiError> {
-    let mut ready = VecDeque::new();
+    let mut events = Events::default();
     if let Some(first) = choices.next().await {
         let (index, delta) = first?;
-        ready.extend(chunks.delta(index, delta, choices.totals())?);
+        chunks.delta(index, delta, choices.totals(), &mut events)?;
     }
-    let totals = choices.totals().clone();
-    let tally = Tally::new(&app.requests, Arc::clone(&context.request_id));
-    let writer = Writer { choices: Some(choices), chunks, ready, tally, context: context.clone() };
-    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    let mut response = Sse::new(writer.into_stream()).keep_alive(keep_alive).into_response();
-    headers::prefix_cache(response.headers_mut(), &totals);
-    response.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    headers::prefix_cache(headers, choices.totals());
+    *response.body_mut() = Body::new(Stream {
+        tally: Tally::new(&app.requests, Arc::clone(&context.request_id)),
+        choices: Some(choices),
+        chunks,
+        events,
+        keep_alive: Box::pin(sleep(KEEP_ALIVE)),
+        is_idle: false,
+        context: context.clone(),
+    });
     Ok(response)
 }
 
-/// A value as an event.
-pub(super) fn event<T: Serialize>(value: &T) -> Event {
-    Event::default().json_data(value).expect("wire structs are JSON. This is a bug.")
+/// Events that wait to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Events(Vec<u8>);
+
+impl Events {
+    /// A value as an event.
+    pub(super) fn json<T: Serialize>(&mut self, value: &T) {
+        self.0.extend_from_slice(b"data: ");
+        serde_json::to_writer(&mut self.0, value).expect("wire structs are JSON. This is a bug.");
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    /// A line of text as an event.
+    pub(super) fn line(&mut self, text: &str) {
+        self.0.extend_from_slice(b"data: ");
+        self.0.extend_from_slice(text.as_bytes());
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    /// A line that clients do not see.
+    fn comment(&mut self, text: &str) {
+        self.0.extend_from_slice(b": ");
+        self.0.extend_from_slice(text.as_bytes());
+        self.0.extend_from_slice(b"\n\n");
+    }
 }
 
 /// A stream that is being written.
-struct Writer<C> {
-    /// `None` once the end, or an error, is in `ready`. Dropping it cancels what still runs.
+struct Stream<C> {
+    /// `None` once the end, or an error, is in `events`. Dropping it cancels what still runs.
     choices: Option<Choices>,
     chunks: C,
-    ready: VecDeque<Event>,
+    events: Events,
     tally: Tally,
+    keep_alive: Pin<Box<Sleep>>,
+    /// Nothing was sent since `keep_alive` was set.
+    is_idle: bool,
     context: Context,
 }
 
-impl<C: Chunks> Writer<C> {
-    fn into_stream(self) -> impl Stream<Item = Result<Event, Infallible>> {
-        stream::unfold(self, |mut writer| async move { writer.next().await.map(|event| (Ok(event), writer)) })
-    }
+impl<C: Chunks> http_body::Body for Stream<C> {
+    type Data = Bytes;
+    type Error = Infallible;
 
-    async fn next(&mut self) -> Option<Event> {
-        while self.ready.is_empty() {
-            self.advance().await?;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let this = &mut *self;
+        while this.events.0.len() < FRAME_BYTES {
+            let Some(choices) = &mut this.choices else { break };
+            let Poll::Ready(step) = choices.poll_next(cx) else { break };
+            this.advance(step);
         }
-        self.ready.pop_front()
+        if !this.events.0.is_empty() {
+            this.is_idle = false;
+            let capacity = this.events.0.len();
+            let frame = std::mem::replace(&mut this.events.0, Vec::with_capacity(capacity));
+            return Poll::Ready(Some(Ok(Frame::data(frame.into()))));
+        }
+        if this.choices.is_none() {
+            return Poll::Ready(None);
+        }
+        loop {
+            ready!(this.keep_alive.as_mut().poll(cx));
+            this.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+            if std::mem::replace(&mut this.is_idle, true) {
+                return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b":\n\n")))));
+            }
+        }
     }
+}
 
-    /// Makes the next events; `None` when there is nothing more to come.
-    async fn advance(&mut self) -> Option<()> {
-        let choices = self.choices.as_mut()?;
-        let step = match choices.next().await {
-            Some(Ok((index, delta))) => self.chunks.delta(index, delta, choices.totals()),
+impl<C: Chunks> Stream<C> {
+    /// Writes what came of the choices.
+    fn advance(&mut self, step: Option<Result<(usize, Delta), StreamError>>) {
+        let Some(choices) = &self.choices else { return };
+        let totals = choices.totals();
+        let written = match step {
+            Some(Ok((index, delta))) => self.chunks.delta(index, delta, totals, &mut self.events),
             Some(Err(error)) => Err(error.into()),
             None => {
-                self.ready.extend(self.chunks.end(choices.totals()));
-                self.tally.succeeded(&choices.totals().timings(self.context.arrived));
+                self.chunks.end(totals, &mut self.events);
+                self.tally.succeeded(&totals.timings(self.context.arrived));
                 self.choices = None;
-                return Some(());
+                return;
             }
         };
-        match step {
-            Ok(events) => self.ready.extend(events),
-            Err(error) => {
-                self.choices = None;
-                self.tally.failed(error.failure());
-                self.ready.push_back(error.event(C::FAMILY));
-                self.ready
-                    .push_back(Event::default().comment(format!("request {}", self.context.request_id)));
-            }
+        if let Err(error) = written {
+            self.choices = None;
+            self.tally.failed(error.failure());
+            error.event(C::FAMILY, &mut self.events);
+            self.events.comment(&format!("request {}", self.context.request_id));
         }
-        Some(())
     }
 }

@@ -2,10 +2,12 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, ready},
 };
 
 use anaphora_core::{
@@ -235,13 +237,19 @@ impl Generation {
     ///
     /// Cancel safe: an update is never lost.
     pub async fn next(&mut self) -> Option<Update> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`next`](Self::next), for callers that poll.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Update>> {
         if self.ended {
-            return None;
+            return Poll::Ready(None);
         }
         // The task keeps room for a last update and always sends one, unless the whole runtime is going down.
-        let update = self.updates.recv().await.unwrap_or(Update::Failed(EngineError::ShuttingDown));
+        let update =
+            ready!(self.updates.poll_recv(cx)).unwrap_or(Update::Failed(EngineError::ShuttingDown));
         self.ended = matches!(update, Update::Finished(_) | Update::Failed(_));
-        Some(update)
+        Poll::Ready(Some(update))
     }
 }
 

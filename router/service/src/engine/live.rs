@@ -28,6 +28,8 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct Live {
     entries: HashMap<SequenceId, Entry>,
+    /// Whether any sequence ever had a trace: where traces are off, no step looks for one.
+    is_traced: bool,
     /// Latencies of equal length that are not recorded yet: rows that decode together share theirs.
     latency: (u64, usize),
 }
@@ -70,7 +72,13 @@ impl Live {
     }
 
     pub(super) fn insert(&mut self, id: SequenceId, entry: Entry) {
+        self.is_traced |= entry.trace.is_some();
         self.entries.insert(id, entry);
+    }
+
+    /// Whether there can be a [`trace`](Self::trace).
+    pub(super) fn is_traced(&self) -> bool {
+        self.is_traced
     }
 
     pub(super) fn trace(&self, id: SequenceId) -> Option<&SpanContext> {

@@ -218,6 +218,9 @@ impl Session {
 
     /// A span for the step, in the trace of one of its requests; nothing if none of them is traced.
     fn step_span(&self, plan: &StepPlan) -> StepSpan {
+        if !self.live.is_traced() {
+            return StepSpan::default();
+        }
         StepSpan::new(plan.id.0, plan.rows.len(), self.traces(plan))
     }
 }

@@ -1,12 +1,11 @@
 //! All sequences of a request, merged.
 
 use std::{
-    pin::Pin,
+    future::poll_fn,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
-
-use futures::{StreamExt as _, stream::FuturesUnordered};
 
 use super::{Choice, Delta, Finish, StreamError, Token, Wants};
 use crate::{
@@ -16,12 +15,13 @@ use crate::{
     metrics::Timings,
 };
 
-/// A choice, and what came out of it when its turn came.
-type Turn = (usize, Choice, Option<Result<Delta, StreamError>>);
-
-/// All sequences of a request, each polled for itself: a slow one holds up no other. Dropping it cancels them all.
+/// All sequences of a request: a slow one holds up no other. Dropping it cancels them all.
+#[derive(Debug)]
 pub struct Choices {
-    running: FuturesUnordered<Pin<Box<dyn Future<Output = Turn> + Send>>>,
+    /// By index; `None` once it has ended.
+    running: Vec<Option<Choice>>,
+    /// Who is asked first, so that all have their turn.
+    turn: usize,
     totals: Totals,
 }
 
@@ -79,11 +79,7 @@ impl Choices {
         let starts = requests.map(|request| Choice::start(&app.engine, tokenizer, request, output, wants));
         let choices = futures::future::try_join_all(starts).await?;
         totals.seeds = choices.iter().map(|choice| choice.seed).collect();
-        let running = FuturesUnordered::new();
-        for (index, choice) in choices.into_iter().enumerate() {
-            running.push(turn(index, choice));
-        }
-        Ok(Self { running, totals })
+        Ok(Self { running: choices.into_iter().map(Some).collect(), turn: 0, totals })
     }
 
     /// The next delta of any sequence, with its index (`prompt * num_sequences + sequence`); `None` when all have ended.
@@ -91,25 +87,37 @@ impl Choices {
     /// # Errors
     /// If one of them fails. All others are cancelled then, and nothing follows.
     pub async fn next(&mut self) -> Option<Result<(usize, Delta), StreamError>> {
-        let (index, choice, delta) = loop {
-            let (index, choice, delta) = self.running.next().await?;
-            if let Some(delta) = delta {
-                break (index, choice, delta);
-            }
-        };
-        self.totals.record(index, &choice, &delta);
-        match delta {
-            Ok(delta) => {
-                if delta.finish.is_none() {
-                    self.running.push(turn(index, choice));
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`next`](Self::next), for callers that poll: with it, all that is ready can be taken at once.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(usize, Delta), StreamError>>> {
+        let (num_choices, mut all_ended) = (self.running.len(), true);
+        for index in (self.turn..num_choices).chain(0..self.turn) {
+            let Some(choice) = &mut self.running[index] else { continue };
+            let delta = match choice.poll_next(cx) {
+                Poll::Pending => {
+                    all_ended = false;
+                    continue;
                 }
-                Some(Ok((index, delta)))
-            }
-            Err(error) => {
+                Poll::Ready(None) => {
+                    self.running[index] = None;
+                    continue;
+                }
+                Poll::Ready(Some(delta)) => delta,
+            };
+            self.totals.record(index, choice, &delta);
+            self.turn = (index + 1) % num_choices;
+            if delta.is_err() {
                 self.running.clear();
-                Some(Err(error))
+                self.turn = 0;
             }
+            return Poll::Ready(Some(delta.map(|delta| (index, delta))));
         }
+        if all_ended { Poll::Ready(None) } else { Poll::Pending }
     }
 
     /// Waits for all sequences and returns them by index.
@@ -137,20 +145,6 @@ impl Choices {
     #[must_use]
     pub fn totals(&self) -> &Totals {
         &self.totals
-    }
-}
-
-/// One turn of a choice.
-fn turn(index: usize, mut choice: Choice) -> Pin<Box<dyn Future<Output = Turn> + Send>> {
-    Box::pin(async move {
-        let delta = choice.next().await;
-        (index, choice, delta)
-    })
-}
-
-impl std::fmt::Debug for Choices {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Choices").field("running", &self.running.len()).field("totals", &self.totals).finish()
     }
 }
 

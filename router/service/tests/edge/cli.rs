@@ -6,7 +6,7 @@ use std::{ffi::OsString, process::Command, time::Duration};
 
 use anaphora_router::{
     cli,
-    config::{Config, ConfigError, ShardConfig},
+    config::{ApiKey, Config, ConfigError, ShardConfig},
 };
 
 /// The least that is accepted.
@@ -49,7 +49,9 @@ fn a_flag_changes_what_it_says() {
         }),
         (&["--hostname", "my.machine"], |config| config.http.hostname == "my.machine"),
         (&["-p", "8080"], |config| config.http.port == 8080),
-        (&["--api-key", "secret"], |config| config.http.api_key.as_deref() == Some("secret")),
+        (&["--api-key", "secret", "--api-key", "other"], |config| {
+            config.http.api_keys.iter().map(|key| key.key.as_str()).eq(["secret", "other"])
+        }),
         (&["--cors-allow-origin", "a", "--cors-allow-origin", "b"], |config| {
             config.http.cors_allow_origin == ["a", "b"]
         }),
@@ -97,7 +99,7 @@ fn what_cannot_work_is_refused_by_name() {
         ),
         (&["--max-batch-size", "64", "--max-batch-prefill-tokens", "32"], "at least --max-batch-size 64"),
         (&["--max-batch-total-tokens", "15"], "at least --block-size 16"),
-        (&["--api-key", ""], "the API key must not be empty"),
+        (&["--api-key", ""], "an API key must not be empty"),
         (&["--api-key", "with space"], "visible ASCII"),
         (&["--fake"], "cannot be used with"),
         (&["--port", "70000"], "70000"),
@@ -108,6 +110,29 @@ fn what_cannot_work_is_refused_by_name() {
         assert!(error.to_string().contains(expected), "{args:?}: {error}");
         assert_eq!(error.exit_code(), 2);
     }
+}
+
+#[test]
+fn a_file_of_keys_names_tenants() {
+    let keys = ApiKey::parse_file("# ours\n\nalice: a:1 \nbob:b\nalice:a2\n").unwrap();
+    let keys: Vec<_> = keys.iter().map(|key| (key.tenant.as_deref().unwrap(), key.key.as_str())).collect();
+    assert_eq!(keys, [("alice", "a:1"), ("bob", "b"), ("alice", "a2")]);
+    for (text, number) in [("a:1\nb", 2), (":1", 1)] {
+        assert_eq!(ApiKey::parse_file(text), Err(ConfigError::ApiKeyLine { number }), "{text}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys");
+    for (text, expected) in
+        [("", "it has no keys"), ("alice:", "must not be empty"), ("alice", "line 1 of --api-key-file")]
+    {
+        std::fs::write(&path, text).unwrap();
+        let error = parse(&["--api-key-file", path.to_str().unwrap()]).unwrap_err();
+        assert!(error.to_string().contains(expected) && error.exit_code() == 2, "{text}: {error}");
+    }
+    std::fs::write(&path, "alice:1\nbob:2").unwrap();
+    let config = parse(&["--api-key-file", path.to_str().unwrap(), "--api-key", "3"]).unwrap();
+    assert_eq!(config.http.api_keys.len(), 3);
+    assert!(parse(&["--api-key-file", "/no/such/file"]).unwrap_err().to_string().contains("/no/such/file"));
 }
 
 #[test]

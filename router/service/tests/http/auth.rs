@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use anaphora_router::config::ApiKey;
 use axum::body::Body;
 use http::{HeaderMap, Method, Request};
 use serde_json::{Value, json};
@@ -10,9 +11,13 @@ use crate::common::{Answer, Server, Setup};
 
 const KEY: &str = "s3cret-Key";
 
+fn key(key: &str, tenant: Option<&str>) -> ApiKey {
+    ApiKey { key: key.to_owned(), tenant: tenant.map(str::to_owned) }
+}
+
 async fn guarded() -> Server {
     let mut setup = Setup::default();
-    setup.http.api_key = Some(KEY.to_owned());
+    setup.http.api_keys = vec![key(KEY, None)];
     Server::with(setup).await
 }
 
@@ -131,7 +136,7 @@ async fn pages_may_call_only_if_their_origin_is_named() {
     assert!(!preflight(&closed, "https://a.example").await.contains_key("access-control-allow-origin"));
 
     let mut setup = Setup::default();
-    setup.http.api_key = Some(KEY.to_owned());
+    setup.http.api_keys = vec![key(KEY, None)];
     setup.http.cors_allow_origin = vec!["https://a.example".to_owned()];
     let server = Server::with(setup).await;
     let headers = preflight(&server, "https://a.example").await;

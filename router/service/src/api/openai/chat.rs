@@ -32,7 +32,7 @@ pub(in crate::api) async fn chat(
     let includes_usage = reply::includes_usage(&request.common);
     let stream = request.common.stream.unwrap_or(false);
     let spec = admit::openai::lower_chat(request, &app.limits)?;
-    let admitted = admit::admit(&app, spec).await?;
+    let admitted = admit::admit(&app, &context, spec).await?;
     let choices = Choices::start(&app, admitted, Wants::default()).await?;
     if stream {
         let chunks = ChatChunks::new(&app, asks_for_logprobs, includes_usage, choices.totals().seeds.len());

@@ -4,7 +4,6 @@
 //! the last of them the usage, if asked for, and `[DONE]`.
 
 use anaphora_text::Tokenizer;
-use axum::response::sse::Event;
 
 use super::{
     logprobs,
@@ -13,7 +12,7 @@ use super::{
 use crate::{
     api::{
         ApiError, App, Family,
-        sse::{self, Chunks},
+        sse::{Chunks, Events},
         types::{
             chat::{ChatCompletionChunk, ChatLogprobs, ChunkChoice, Delta, TokenLogprob},
             openai::FinishReason,
@@ -49,29 +48,30 @@ impl ChatChunks {
         }
     }
 
-    fn chunk(&self, choices: Vec<ChunkChoice>, totals: Option<&Totals>) -> Event {
-        sse::event(&ChatCompletionChunk {
-            id: self.reply.id.clone(),
+    fn chunk(&self, choices: &[ChunkChoice<'_>], totals: Option<&Totals>, events: &mut Events) {
+        events.json(&ChatCompletionChunk {
+            id: &self.reply.id,
             object: "chat.completion.chunk",
             created: self.reply.created,
-            model: self.reply.model.clone(),
+            model: &self.reply.model,
             system_fingerprint: SYSTEM_FINGERPRINT,
             choices,
             usage: self.includes_usage.then(|| totals.map(reply::usage)),
-        })
+        });
     }
 
     fn choice(
         &self,
         index: usize,
-        delta: Delta,
+        delta: Delta<'_>,
         logprobs: Vec<TokenLogprob>,
         finish: Option<FinishReason>,
-    ) -> Event {
-        let has_text = delta.content.as_ref().is_some_and(|content| !content.is_empty());
+        events: &mut Events,
+    ) {
+        let has_text = delta.content.is_some_and(|content| !content.is_empty());
         let lists = self.asks_for_logprobs && (has_text || !logprobs.is_empty());
         let logprobs = lists.then_some(ChatLogprobs { content: logprobs, refusal: None });
-        self.chunk(vec![ChunkChoice { index, delta, logprobs, finish_reason: finish }], None)
+        self.chunk(&[ChunkChoice { index, delta, logprobs, finish_reason: finish }], None, events);
     }
 }
 
@@ -83,11 +83,11 @@ impl Chunks for ChatChunks {
         index: usize,
         delta: stream::Delta,
         _totals: &Totals,
-    ) -> Result<Vec<Event>, ApiError> {
-        let mut events = Vec::new();
+        events: &mut Events,
+    ) -> Result<(), ApiError> {
         if !std::mem::replace(&mut self.choices[index].has_begun, true) {
-            let role = Delta { role: Some("assistant"), content: Some(String::new()) };
-            events.push(self.choice(index, role, Vec::new(), None));
+            let role = Delta { role: Some("assistant"), content: Some("") };
+            self.choice(index, role, Vec::new(), None, events);
         }
         if let Some(token) = delta.token.as_ref().filter(|_| self.asks_for_logprobs) {
             let listed = logprobs::chat(&self.tokenizer, token)?;
@@ -96,22 +96,20 @@ impl Chunks for ChatChunks {
         let is_last = delta.finish.is_some();
         if !delta.text.is_empty() || (is_last && !self.choices[index].logprobs.is_empty()) {
             let logprobs = std::mem::take(&mut self.choices[index].logprobs);
-            let text = Delta { role: None, content: Some(delta.text) };
-            events.push(self.choice(index, text, logprobs, None));
+            let text = Delta { role: None, content: Some(&delta.text) };
+            self.choice(index, text, logprobs, None, events);
         }
         if let Some(finish) = delta.finish {
             let finish = reply::finish_reason(&finish);
-            events.push(self.choice(index, Delta::default(), Vec::new(), Some(finish)));
+            self.choice(index, Delta::default(), Vec::new(), Some(finish), events);
         }
-        Ok(events)
+        Ok(())
     }
 
-    fn end(&mut self, totals: &Totals) -> Vec<Event> {
-        let mut events = Vec::new();
+    fn end(&mut self, totals: &Totals, events: &mut Events) {
         if self.includes_usage {
-            events.push(self.chunk(Vec::new(), Some(totals)));
+            self.chunk(&[], Some(totals), events);
         }
-        events.push(Event::default().data("[DONE]"));
-        events
+        events.line("[DONE]");
     }
 }

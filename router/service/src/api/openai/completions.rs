@@ -32,7 +32,7 @@ pub(in crate::api) async fn completions(
     let includes_usage = reply::includes_usage(&request.common);
     let stream = request.common.stream.unwrap_or(false);
     let spec = admit::openai::lower_completion(request, &app.limits)?;
-    let admitted = admit::admit(&app, spec).await?;
+    let admitted = admit::admit(&app, &context, spec).await?;
     let prefixes = shape.prefixes(&admitted);
     let choices = Choices::start(&app, admitted, Wants::default()).await?;
     if stream {
@@ -40,8 +40,18 @@ pub(in crate::api) async fn completions(
         return Ok(sse::respond(&app, &context, choices, chunks).await?);
     }
     let (finished, totals) = choices.collect().await?;
-    let answer = answer(&app, &shape, finished, &prefixes, &totals)?;
+    let choices = self::choices(&app, &shape, finished, &prefixes, &totals)?;
     app.requests.succeeded(&totals.timings(context.arrived));
+    let reply = reply::Reply::new(&app, "cmpl");
+    let answer = Completion {
+        id: &reply.id,
+        object: "text_completion",
+        created: reply.created,
+        model: &reply.model,
+        system_fingerprint: reply::SYSTEM_FINGERPRINT,
+        choices: &choices,
+        usage: Some(Some(reply::usage(&totals))),
+    };
     let mut response = Json(answer).into_response();
     headers::prefix_cache(response.headers_mut(), &totals);
     Ok(response)
@@ -74,13 +84,13 @@ impl Shape {
     }
 }
 
-fn answer(
+fn choices(
     app: &App,
     shape: &Shape,
     finished: Vec<Finished>,
     prefixes: &[String],
     totals: &Totals,
-) -> Result<Completion, ApiError> {
+) -> Result<Vec<CompletionChoice>, ApiError> {
     let mut choices = Vec::new();
     let mut sequences = finished.into_iter().zip(prefixes);
     for _ in &totals.prompt_tokens {
@@ -99,16 +109,7 @@ fn answer(
             });
         }
     }
-    let reply = reply::Reply::new(app, "cmpl");
-    Ok(Completion {
-        id: reply.id,
-        object: "text_completion",
-        created: reply.created,
-        model: reply.model,
-        system_fingerprint: reply::SYSTEM_FINGERPRINT,
-        choices,
-        usage: Some(Some(reply::usage(totals))),
-    })
+    Ok(choices)
 }
 
 fn list(app: &App, finished: &Finished) -> Result<CompletionLogprobs, ApiError> {

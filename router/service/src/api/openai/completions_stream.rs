@@ -2,7 +2,6 @@
 //! After the last of all the usage, if asked for, and `[DONE]`.
 
 use anaphora_text::Tokenizer;
-use axum::response::sse::Event;
 
 use super::{
     logprobs,
@@ -11,7 +10,7 @@ use super::{
 use crate::{
     api::{
         ApiError, App, Family,
-        sse::{self, Chunks},
+        sse::{Chunks, Events},
         types::completions::{Completion, CompletionChoice, CompletionLogprobs},
     },
     stream::{Delta, Totals},
@@ -52,47 +51,55 @@ impl CompletionChunks {
         }
     }
 
-    fn event(&self, choices: Vec<CompletionChoice>, totals: Option<&Totals>) -> Event {
-        sse::event(&Completion {
-            id: self.reply.id.clone(),
+    fn event(&self, choices: &[CompletionChoice], totals: Option<&Totals>, events: &mut Events) {
+        events.json(&Completion {
+            id: &self.reply.id,
             object: "text_completion",
             created: self.reply.created,
-            model: self.reply.model.clone(),
+            model: &self.reply.model,
             system_fingerprint: SYSTEM_FINGERPRINT,
             choices,
             usage: self.includes_usage.then(|| totals.map(reply::usage)),
-        })
+        });
     }
 }
 
 impl Chunks for CompletionChunks {
     const FAMILY: Family = Family::OpenAi;
 
-    fn delta(&mut self, index: usize, delta: Delta, _totals: &Totals) -> Result<Vec<Event>, ApiError> {
+    fn delta(
+        &mut self,
+        index: usize,
+        delta: Delta,
+        _totals: &Totals,
+        events: &mut Events,
+    ) -> Result<(), ApiError> {
         let state = &mut self.choices[index];
         if let Some(token) = delta.token.as_ref().filter(|_| self.asks_for_logprobs) {
             logprobs::completion(&self.tokenizer, token, &mut state.offset, &mut state.logprobs)?;
         }
         if delta.text.is_empty() && delta.finish.is_none() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let logprobs = std::mem::take(&mut state.logprobs);
-        let text = std::mem::take(&mut state.prefix) + &delta.text;
+        let mut text = delta.text;
+        if !state.prefix.is_empty() {
+            text.insert_str(0, &std::mem::take(&mut state.prefix));
+        }
         let choice = CompletionChoice {
             index,
             text,
             logprobs: self.asks_for_logprobs.then_some(logprobs),
             finish_reason: delta.finish.as_ref().map(reply::finish_reason),
         };
-        Ok(vec![self.event(vec![choice], None)])
+        self.event(&[choice], None, events);
+        Ok(())
     }
 
-    fn end(&mut self, totals: &Totals) -> Vec<Event> {
-        let mut events = Vec::new();
+    fn end(&mut self, totals: &Totals, events: &mut Events) {
         if self.includes_usage {
-            events.push(self.event(Vec::new(), Some(totals)));
+            self.event(&[], Some(totals), events);
         }
-        events.push(Event::default().data("[DONE]"));
-        events
+        events.line("[DONE]");
     }
 }

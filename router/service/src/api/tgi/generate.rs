@@ -46,7 +46,7 @@ pub(super) async fn answer(
         String::new()
     };
     let lowered = admit::tgi::lower(request, &app.limits)?;
-    let admitted = admit::admit(app, lowered.spec).await?;
+    let admitted = admit::admit(app, context, lowered.spec).await?;
     let choices = Choices::start(app, admitted, Wants { token_text: true }).await?;
     let (mut finished, totals) = choices.collect().await?;
     details::best_first(&mut finished);

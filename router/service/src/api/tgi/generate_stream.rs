@@ -6,7 +6,7 @@ use anaphora_text::Tokenizer;
 use axum::{
     Extension,
     extract::State,
-    response::{Response, sse::Event},
+    response::Response,
 };
 
 use super::details;
@@ -17,7 +17,7 @@ use crate::{
         error::TgiError,
         headers,
         json::TgiJson,
-        sse::{self, Chunks},
+        sse::{self, Chunks, Events},
         types::tgi::{GenerateRequest, StreamDetails, StreamResponse},
     },
     stream::{Choices, Delta, Totals, Wants},
@@ -47,7 +47,7 @@ pub(super) async fn respond(
         String::new()
     };
     let lowered = admit::tgi::lower(request, &app.limits)?;
-    let admitted = admit::admit(app, lowered.spec).await?;
+    let admitted = admit::admit(app, context, lowered.spec).await?;
     let choices = Choices::start(app, admitted, Wants { token_text: true }).await?;
     let chunks = TokenEvents {
         tokenizer: app.text.tokenizer.clone(),
@@ -74,7 +74,13 @@ struct TokenEvents {
 impl Chunks for TokenEvents {
     const FAMILY: Family = Family::Tgi;
 
-    fn delta(&mut self, _index: usize, delta: Delta, totals: &Totals) -> Result<Vec<Event>, ApiError> {
+    fn delta(
+        &mut self,
+        _index: usize,
+        delta: Delta,
+        totals: &Totals,
+        events: &mut Events,
+    ) -> Result<(), ApiError> {
         self.index += 1;
         self.text.push_str(&delta.text);
         let Some(token) = delta.token else {
@@ -89,16 +95,9 @@ impl Chunks for TokenEvents {
         let top_tokens = details::top_tokens(&self.tokenizer, &token)?;
         let generated_text = delta.finish.is_some().then(|| std::mem::take(&mut self.text));
         let token = details::token(token);
-        Ok(vec![sse::event(&StreamResponse {
-            index: self.index,
-            token,
-            top_tokens,
-            generated_text,
-            details,
-        })])
+        events.json(&StreamResponse { index: self.index, token, top_tokens, generated_text, details });
+        Ok(())
     }
 
-    fn end(&mut self, _totals: &Totals) -> Vec<Event> {
-        Vec::new()
-    }
+    fn end(&mut self, _totals: &Totals, _events: &mut Events) {}
 }

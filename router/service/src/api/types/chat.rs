@@ -10,17 +10,17 @@ use super::{
 /// Body of `/v1/chat/completions` and `/chat_tokenize`.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
-    /// What only chat has.
+    /// The conversation. Each message is checked by [`crate::admit`] and handed to the chat template with all its keys.
+    pub messages: Vec<Object>,
+    /// What else only chat has.
     pub chat: ChatFields,
     /// What it shares with text completions.
     pub common: CommonRequest,
 }
 
-/// The fields of a chat request that text completions do not have.
+/// The options of a chat request that text completions do not have.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ChatFields {
-    /// The conversation. Each message is checked by [`crate::admit`] and handed to the chat template with all its keys.
-    pub messages: Vec<Object>,
     /// Report the log-probability of each token.
     #[serde(default)]
     pub logprobs: Option<bool>,
@@ -122,19 +122,19 @@ pub struct TopLogprob {
 
 /// One event of a stream.
 #[derive(Debug, Serialize)]
-pub struct ChatCompletionChunk {
+pub struct ChatCompletionChunk<'a> {
     /// The same in all chunks.
-    pub id: String,
+    pub id: &'a str,
     /// "chat.completion.chunk".
     pub object: &'static str,
     /// The same in all chunks.
     pub created: u64,
     /// The same in all chunks.
-    pub model: String,
+    pub model: &'a str,
     /// The same in all chunks.
     pub system_fingerprint: &'static str,
     /// One; none in the chunk that brings the usage.
-    pub choices: Vec<ChunkChoice>,
+    pub choices: &'a [ChunkChoice<'a>],
     /// Absent without `include_usage`; with it `null` in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
@@ -142,11 +142,11 @@ pub struct ChatCompletionChunk {
 
 /// What a chunk adds to a choice.
 #[derive(Debug, Serialize)]
-pub struct ChunkChoice {
+pub struct ChunkChoice<'a> {
     /// `0..n`.
     pub index: usize,
     /// What is new.
-    pub delta: Delta,
+    pub delta: Delta<'a>,
     /// Of the tokens in `delta`; `null` unless asked for.
     pub logprobs: Option<ChatLogprobs>,
     /// In the last chunk of the choice.
@@ -155,11 +155,11 @@ pub struct ChunkChoice {
 
 /// What is new: the role first, then text, then nothing.
 #[derive(Debug, Default, Serialize)]
-pub struct Delta {
+pub struct Delta<'a> {
     /// In the first chunk of the choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
     /// Text to append.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub content: Option<String>,
+    pub content: Option<&'a str>,
 }

@@ -7,17 +7,17 @@ use super::openai::{CommonRequest, FinishReason, Usage};
 /// Body of `/v1/completions`.
 #[derive(Clone, Debug)]
 pub struct CompletionRequest {
-    /// What only text completions have.
+    /// One prompt or several.
+    pub prompt: Prompts,
+    /// What else only text completions have.
     pub completion: CompletionFields,
     /// What they share with chat.
     pub common: CommonRequest,
 }
 
-/// The fields of a completion request that chat does not have.
+/// The options of a completion request that chat does not have.
 #[derive(Clone, Debug, Deserialize)]
 pub struct CompletionFields {
-    /// One prompt or several.
-    pub prompt: Prompts,
     /// Generate so many, answer with the `n` that have the best mean log-probability.
     #[serde(default)]
     pub best_of: Option<u32>,
@@ -135,19 +135,19 @@ fn collect<'de, T: Deserialize<'de>, A: de::SeqAccess<'de>>(
 
 /// The answer, and each event of a stream.
 #[derive(Debug, Serialize)]
-pub struct Completion {
+pub struct Completion<'a> {
     /// `cmpl-…`.
-    pub id: String,
+    pub id: &'a str,
     /// "`text_completion`".
     pub object: &'static str,
     /// Unix time, in seconds.
     pub created: u64,
     /// The served name.
-    pub model: String,
+    pub model: &'a str,
     /// Version of anaphora.
     pub system_fingerprint: &'static str,
     /// By index; in a stream one, and none in the event that brings the usage.
-    pub choices: Vec<CompletionChoice>,
+    pub choices: &'a [CompletionChoice],
     /// Absent in a stream without `include_usage`; with it `null` in all events but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,

@@ -183,8 +183,9 @@ mod tests {
     use crate::api::json;
 
     fn verdict(body: &str, table: &[Field]) -> String {
-        let entries = json::entries(body).unwrap();
-        check(&entries, &[COMMON, table]).map_or_else(|error| error.to_string(), |()| "ok".to_owned())
+        let body = body.replacen('{', r#"{"bulk":0,"#, 1);
+        let (_, rest) = json::split::<serde::de::IgnoredAny>(&body, "bulk").unwrap();
+        check(&rest, &[COMMON, table]).map_or_else(|error| error.to_string(), |()| "ok".to_owned())
     }
 
     #[test]

@@ -66,6 +66,10 @@ pub struct GenerateParameters {
     pub grammar: Option<Value>,
     /// Not supported yet.
     pub adapter_id: Option<String>,
+    /// Extension: higher is served first; default 0.
+    pub priority: Option<i32>,
+    /// Extension: share the prefix cache only with requests that have the same salt.
+    pub cache_salt: Option<String>,
 }
 
 /// Why a sequence ended, in TGI's words.
