@@ -92,6 +92,9 @@ pub(crate) enum LaunchError {
     #[error("cannot watch for signals: {0}")]
     Signals(#[source] io::Error),
 
+    #[error("{0}")]
+    Cache(String),
+
     #[error("{message}")]
     Stopped { message: String, exit: Exit },
 }
@@ -107,7 +110,9 @@ impl LaunchError {
             | Self::SocketPathTooLong { .. } => Exit::Usage,
             Self::NoSuchModel { .. } | Self::Model(_) => Exit::Model,
             Self::CannotBind { .. } => Exit::Address,
-            Self::RunDirectory { .. } | Self::Spawn { .. } | Self::Signals(_) => Exit::Unexpected,
+            Self::RunDirectory { .. } | Self::Spawn { .. } | Self::Signals(_) | Self::Cache(_) => {
+                Exit::Unexpected
+            }
             Self::Fetch { exit, .. } | Self::Stopped { exit, .. } => *exit,
         }
     }

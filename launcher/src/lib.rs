@@ -14,6 +14,7 @@
 //! What must hold: no child and no socket outlives the launcher, however it ends; everything that can be refused is refused
 //! before a shard is spawned; the exit codes are those that `--help` lists.
 
+mod cache;
 mod child;
 mod cli;
 mod error;
@@ -35,7 +36,7 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use cli::{Command, Environment, ServeArgs};
+use cli::{CacheArgs, Command, Environment, ServeArgs};
 use error::{Exit, LaunchError};
 use host::Host;
 use logs::Console;
@@ -73,6 +74,21 @@ pub fn exit_code_from_args(args: Vec<OsString>, child: Vec<OsString>) -> u8 {
         Command::Router(passed_on) => hand_over(&child, "router", &passed_on.args) as u8,
         Command::Shard(passed_on) => hand_over(&child, "shard", &passed_on.args) as u8,
         Command::Fetch(passed_on) => hand_over(&child, "fetch", &passed_on.args) as u8,
+        Command::Cache(args) => cache(&args) as u8,
+    }
+}
+
+/// Prints what a running server says of its cache.
+fn cache(args: &CacheArgs) -> Exit {
+    match cache::run(args) {
+        Ok(text) => {
+            let _ = writeln!(std::io::stdout(), "{text}");
+            Exit::Clean
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            error.exit()
+        }
     }
 }
 

@@ -46,6 +46,44 @@ pub(crate) enum Command {
     /// Fetch a known model into the cache, and print its path
     #[command(disable_help_flag = true)]
     Fetch(PassedOn),
+
+    /// Ask a running server what its prefix cache holds
+    Cache(CacheArgs),
+}
+
+/// Everything that `anaphora cache` is told.
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    /// Where the server is
+    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:3000")]
+    pub(crate) url: String,
+
+    /// The server's API key; the cache that is shown is that of its tenant
+    #[arg(long, global = true, env, value_name = "KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+
+    /// Print what the server answered, as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(subcommand)]
+    pub(crate) action: CacheAction,
+}
+
+/// What to do with the cache.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheAction {
+    /// List what is cached, by tenant and salt
+    Ls,
+
+    /// Say how much of a request's prompt is cached, where the two part, and why
+    Explain {
+        /// The body of a chat, completion or generate request, a JSON file; `-`: standard input
+        file: PathBuf,
+    },
+
+    /// Forget what no running request uses
+    Clear,
 }
 
 /// Arguments that belong to another program of ours and are not looked at here.

@@ -15,7 +15,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::Cli;
 use args::LimitArgs;
-pub(crate) use args::{Command, DeviceChoice, LoadFormat, LogLevel, ModelArgs, ServeArgs};
+pub(crate) use args::{
+    CacheAction, CacheArgs, Command, DeviceChoice, LoadFormat, LogLevel, ModelArgs, ServeArgs,
+};
 
 /// What [`parse`] made of the command line.
 #[derive(Debug)]

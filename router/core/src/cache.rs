@@ -237,9 +237,11 @@ impl KvCache {
         self.pool.free(block);
     }
 
-    /// Evicts everything that nobody holds.
-    pub fn clear(&mut self) {
-        self.evict(usize::MAX);
+    /// Evicts everything that nobody holds of the namespaces that `is_meant` picks.
+    pub fn clear(&mut self, is_meant: impl Fn(&Namespace) -> bool) {
+        self.index.clear(is_meant, &mut self.leaving);
+        self.num_evicted += self.leaving.len() as u64;
+        self.free_leaving();
     }
 
     // === Counts ===

@@ -141,7 +141,8 @@ impl Load {
 
 fn completion_tokens(end: &[u8]) -> Result<u64, AnyError> {
     let text = String::from_utf8_lossy(end);
-    let (_, count) = text.rsplit_once(r#""completion_tokens":"#).ok_or_else(|| format!("no usage: {text}"))?;
+    let (_, count) =
+        text.rsplit_once(r#""completion_tokens":"#).ok_or_else(|| format!("no usage: {text}"))?;
     let digits: String = count.chars().take_while(char::is_ascii_digit).collect();
     Ok(digits.parse()?)
 }

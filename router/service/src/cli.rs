@@ -6,7 +6,9 @@ use std::{ffi::OsString, fmt::Display, net::IpAddr, path::PathBuf, time::Duratio
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, parser::ValueSource};
 
-use crate::config::{ApiKey, Config, EngineConfig, HttpConfig, Limits, ModelConfig, ShardConfig, TelemetryConfig};
+use crate::config::{
+    ApiKey, Config, EngineConfig, HttpConfig, Limits, ModelConfig, ShardConfig, TelemetryConfig,
+};
 
 /// Serves the HTTP APIs of one model whose shards listen on Unix sockets. `anaphora serve` starts shards and router.
 #[derive(Debug, Parser)]

@@ -91,14 +91,15 @@ impl ApiKey {
     /// If a line is of another form.
     pub fn parse_file(text: &str) -> Result<Vec<Self>, ConfigError> {
         let lines = (1..).zip(text.lines().map(str::trim));
-        let keys = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(number, line)| {
-            let (tenant, key) = line.split_once(':').ok_or(ConfigError::ApiKeyLine { number })?;
-            let (tenant, key) = (tenant.trim().to_owned(), key.trim().to_owned());
-            if tenant.is_empty() {
-                return Err(ConfigError::ApiKeyLine { number });
-            }
-            Ok(Self { key, tenant: Some(tenant) })
-        });
+        let keys =
+            lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(number, line)| {
+                let (tenant, key) = line.split_once(':').ok_or(ConfigError::ApiKeyLine { number })?;
+                let (tenant, key) = (tenant.trim().to_owned(), key.trim().to_owned());
+                if tenant.is_empty() {
+                    return Err(ConfigError::ApiKeyLine { number });
+                }
+                Ok(Self { key, tenant: Some(tenant) })
+            });
         keys.collect()
     }
 }

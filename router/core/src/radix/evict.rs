@@ -3,7 +3,10 @@
 use std::ops::Bound::{Excluded, Unbounded};
 
 use super::{NodeId, PrefixIndex};
-use crate::ids::{BlockId, TokenId};
+use crate::{
+    ids::{BlockId, TokenId},
+    request::Namespace,
+};
 
 impl PrefixIndex {
     /// Takes out up to `num_blocks` blocks that nobody holds, least recently used leaves first, and appends them to `evicted`.
@@ -25,6 +28,23 @@ impl PrefixIndex {
             node.tokens.truncate(num_kept * self.block_size);
             let root = node.root;
             self.count_removed(root, num_taken);
+        }
+    }
+
+    /// Takes out all blocks that nobody holds of the namespaces that `is_meant` picks, and appends them to `evicted`.
+    pub fn clear(&mut self, is_meant: impl Fn(&Namespace) -> bool, evicted: &mut Vec<BlockId>) {
+        let namespace =
+            |index: &Self, id: NodeId| is_meant(&index.nodes[index.nodes[id].root].space().namespace);
+        loop {
+            let ids = self.evictable.iter().map(|(_, id)| *id);
+            let leaves: Vec<_> = ids.filter(|id| namespace(self, *id)).collect();
+            if leaves.is_empty() {
+                return;
+            }
+            // What they hung from can be taken out in the next round.
+            for leaf in leaves {
+                self.remove_leaf(leaf, evicted);
+            }
         }
     }
 

@@ -136,10 +136,10 @@ impl Scheduler {
         self.debug_check();
     }
 
-    /// Evicts every cached block that no sequence holds; returns how many those were.
-    pub fn clear_cache(&mut self) -> u32 {
+    /// Evicts every cached block of the namespaces that `is_meant` picks and that no sequence holds; returns how many those were.
+    pub fn clear_cache(&mut self, is_meant: impl Fn(&Namespace) -> bool) -> u32 {
         let num_cached = self.cache.num_cached();
-        self.cache.clear();
+        self.cache.clear(is_meant);
         self.debug_check();
         num_cached - self.cache.num_cached()
     }

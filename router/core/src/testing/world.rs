@@ -108,7 +108,7 @@ impl World {
 
     /// Evicts everything that can be.
     pub fn clear_cache(&mut self) {
-        self.scheduler.clear_cache();
+        self.scheduler.clear_cache(|_| true);
         self.scheduler.check_invariants();
     }
 

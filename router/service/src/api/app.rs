@@ -39,6 +39,8 @@ pub struct App {
     pub prometheus: PrometheusHandle,
     /// Sequences running and waiting; beyond, 429.
     pub max_concurrent_requests: usize,
+    /// Tokens per KV block.
+    pub block_size: u32,
 }
 
 /// The model, as clients see it.
@@ -66,6 +68,7 @@ impl App {
             requests: RequestMetrics::new(&config.model.id),
             prometheus,
             max_concurrent_requests: config.engine.max_concurrent_requests,
+            block_size: config.engine.block_size,
         }
     }
 }

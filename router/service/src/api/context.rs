@@ -53,7 +53,8 @@ pub(super) async fn attach(mut request: Request, next: Next) -> Response {
         Err(error) => error.respond(family),
         Ok(priority) => {
             let request_id: Arc<str> = id.to_str().unwrap_or_default().into();
-            let context = Context { request_id, arrived: Instant::now(), tenant: Tenant::default(), priority };
+            let context =
+                Context { request_id, arrived: Instant::now(), tenant: Tenant::default(), priority };
             request.extensions_mut().insert(context);
             let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
             answer.unwrap_or_else(|cause| ApiError::Internal(message(&*cause)).respond(family))

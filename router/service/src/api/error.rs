@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use anaphora_text::TextError;
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -75,6 +76,12 @@ impl From<EncoderError> for ApiError {
             }
             EncoderError::Panicked => Self::Internal("a job on the CPU pool panicked".to_owned()),
         }
+    }
+}
+
+impl From<TextError> for ApiError {
+    fn from(error: TextError) -> Self {
+        Self::Internal(error.to_string())
     }
 }
 

@@ -6,7 +6,7 @@
 //! What is long in a request is one field, the messages or the prompt. It is parsed in the one pass that finds the others, whose
 //! values are kept as text and parsed afterwards.
 
-use std::{borrow::Cow, marker::PhantomData, sync::Arc, time::Duration};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use axum::{
     body::Bytes,
@@ -26,6 +26,7 @@ use super::{
     App,
     error::{ApiError, OpenAiError, TgiError},
     types::{
+        cache::ExplainRequest,
         chat::ChatRequest,
         completions::CompletionRequest,
         fields::{self, FieldError},
@@ -230,6 +231,27 @@ impl Body for CompletionRequest {
     }
 }
 
+impl Body for ExplainRequest {
+    fn from_json(text: &str) -> Result<Self, JsonError> {
+        #[derive(Deserialize)]
+        struct Kind {
+            messages: Option<de::IgnoredAny>,
+            prompt: Option<de::IgnoredAny>,
+            inputs: Option<de::IgnoredAny>,
+        }
+        match parse(text)? {
+            Kind { messages: Some(_), .. } => ChatRequest::from_json(text).map(Self::Chat),
+            Kind { prompt: Some(_), .. } => CompletionRequest::from_json(text).map(Self::Completion),
+            Kind { inputs: Some(_), .. } => GenerateRequest::from_json(text).map(Self::Generate),
+            Kind { .. } => Err(JsonError {
+                kind: JsonErrorKind::Schema,
+                path: None,
+                message: "expected a request with `messages`, a `prompt` or `inputs`".to_owned(),
+            }),
+        }
+    }
+}
+
 // === JSON ===
 
 /// Parses `text`; errors have a path.
@@ -310,7 +332,7 @@ impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Split<T> {
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut value, mut rest) = (None, Vec::<(String, &RawValue)>::new());
-        while let Some(Key(key)) = map.next_key()? {
+        while let Some(key) = map.next_key::<String>()? {
             let is_bulk = key == self.bulk;
             if (is_bulk && value.is_some()) || rest.iter().any(|(earlier, _)| *earlier == key) {
                 return Err(de::Error::custom(format_args!("duplicate field `{key}`")));
@@ -318,15 +340,12 @@ impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Split<T> {
             if is_bulk {
                 value = Some(map.next_value()?);
             } else {
-                rest.push((key.into_owned(), map.next_value()?));
+                rest.push((key, map.next_value()?));
             }
         }
         Ok((value.ok_or_else(|| de::Error::missing_field(self.bulk))?, rest))
     }
 }
-
-#[derive(Deserialize)]
-struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Refuses texts whose arrays and objects nest deeper than [`MAX_DEPTH`]. Other errors are the parser's to find.
 fn check_depth(text: &str) -> Result<(), JsonError> {

@@ -8,6 +8,7 @@
 
 mod app;
 mod auth;
+mod cache;
 mod context;
 mod error;
 mod headers;
@@ -54,6 +55,9 @@ pub fn app(state: Arc<App>) -> Router {
         .route("/tokenize", post(tgi::tokenize::tokenize))
         .route("/chat_tokenize", post(tgi::chat_tokenize::chat_tokenize))
         .route("/info", get(tgi::info::info))
+        .route("/v1/cache", get(cache::list::list))
+        .route("/v1/cache/clear", post(cache::clear::clear))
+        .route("/v1/cache/explain", post(cache::explain::explain))
         .route("/v1/models", get(openai::models::list))
         .route("/v1/models/{*id}", get(openai::models::retrieve))
         .route("/health", get(ops::health::health))

@@ -140,12 +140,12 @@ impl Engine {
         self.ask(|scheduler| scheduler.usage()).await
     }
 
-    /// Evicts every cached block that no sequence holds; returns how many those were.
+    /// Evicts every cached block of `tenant` that no sequence holds; returns how many those were.
     ///
     /// # Errors
     /// As [`explain`](Self::explain).
-    pub async fn clear_cache(&self) -> Result<u32, EngineError> {
-        self.ask(Scheduler::clear_cache).await
+    pub async fn clear_cache(&self, tenant: Arc<str>) -> Result<u32, EngineError> {
+        self.ask(move |scheduler| scheduler.clear_cache(|namespace| namespace.tenant == tenant)).await
     }
 
     /// Asks the scheduler something; waits for the task to answer, which it does between two steps.
@@ -246,8 +246,7 @@ impl Generation {
             return Poll::Ready(None);
         }
         // The task keeps room for a last update and always sends one, unless the whole runtime is going down.
-        let update =
-            ready!(self.updates.poll_recv(cx)).unwrap_or(Update::Failed(EngineError::ShuttingDown));
+        let update = ready!(self.updates.poll_recv(cx)).unwrap_or(Update::Failed(EngineError::ShuttingDown));
         self.ended = matches!(update, Update::Finished(_) | Update::Failed(_));
         Poll::Ready(Some(update))
     }

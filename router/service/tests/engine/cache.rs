@@ -17,7 +17,7 @@ async fn the_cache_can_be_explained_listed_and_cleared() {
 
     let usage = NamespaceUsage { namespace: Namespace::default(), num_blocks: 4 };
     assert_eq!(rig.engine.cache_usage().await.unwrap(), [usage]);
-    assert_eq!(rig.engine.clear_cache().await.unwrap(), 4);
+    assert_eq!(rig.engine.clear_cache("".into()).await.unwrap(), 4);
     assert_eq!(rig.engine.cache_usage().await.unwrap(), []);
     assert_eq!(explain((0..50).collect()).await.unwrap().end, MatchEnd::EmptyNamespace);
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
+use futures::StreamExt as _;
 use http::Request;
 use serde_json::{Value, json};
 
@@ -381,9 +382,24 @@ async fn bodies_are_bounded_and_of_one_kind() {
 #[tokio::test(start_paused = true)]
 async fn a_body_that_never_comes_is_given_up() {
     let server = Server::start().await;
+    // Bytes every half second; a body that comes too slowly is not waited for, however long it goes on.
+    let trickle = |num_bytes: usize| {
+        let chunks = futures::stream::repeat(" ".repeat(num_bytes));
+        Body::from_stream(chunks.then(|chunk| async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Ok::<_, std::io::Error>(chunk)
+        }))
+    };
     let never = Body::from_stream(futures::stream::pending::<Result<String, std::io::Error>>());
-    let answer = server.call(post("/v1/completions", never)).await;
-    assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (408, &json!("request_timeout")));
+    for (body, seconds) in [(never, 10), (trickle(1), 10), (trickle(2048), 19), (trickle(100_000), 60)] {
+        let began = tokio::time::Instant::now();
+        let answer = server.call(post("/v1/completions", body)).await;
+        assert_eq!(
+            (answer.status.as_u16(), &answer.json()["error"]["code"]),
+            (408, &json!("request_timeout"))
+        );
+        assert_eq!(began.elapsed().as_secs(), seconds);
+    }
 }
 
 #[tokio::test]

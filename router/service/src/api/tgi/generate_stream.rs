@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use anaphora_text::Tokenizer;
-use axum::{
-    Extension,
-    extract::State,
-    response::Response,
-};
+use axum::{Extension, extract::State, response::Response};
 
 use super::details;
 use crate::{

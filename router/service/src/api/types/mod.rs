@@ -1,6 +1,7 @@
 //! The wire, as plain structs: what clients send and what they get, field by field. Only serde lives here; what a field
 //! *means* is decided in [`crate::admit`].
 
+pub mod cache;
 pub mod chat;
 pub mod completions;
 pub mod fields;
