@@ -27,6 +27,7 @@ const PROMPT_WORDS: usize = 32;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
+#[expect(clippy::disallowed_methods, reason = "a program of its own, with arguments of its own")]
 fn main() -> Result<(), AnyError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -306,9 +306,12 @@ fn json_error(error: &serde_json::Error, path: Option<String>) -> JsonError {
 pub(super) fn split<'a, T: Deserialize<'a>>(
     text: &'a str,
     bulk: &'static str,
-) -> Result<(T, Vec<(String, &'a RawValue)>), JsonError> {
+) -> Result<(T, Entries<'a>), JsonError> {
     parse_seed(text, Split { bulk, value: PhantomData })
 }
+
+/// Keys and the texts of their values.
+pub(super) type Entries<'a> = Vec<(String, &'a RawValue)>;
 
 struct Split<T> {
     bulk: &'static str,
@@ -316,7 +319,7 @@ struct Split<T> {
 }
 
 impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Split<T> {
-    type Value = (T, Vec<(String, &'de RawValue)>);
+    type Value = (T, Entries<'de>);
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -324,14 +327,14 @@ impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Split<T> {
 }
 
 impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Split<T> {
-    type Value = (T, Vec<(String, &'de RawValue)>);
+    type Value = (T, Entries<'de>);
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("a JSON object")
     }
 
     fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut value, mut rest) = (None, Vec::<(String, &RawValue)>::new());
+        let (mut value, mut rest) = (None, Entries::new());
         while let Some(key) = map.next_key::<String>()? {
             let is_bulk = key == self.bulk;
             if (is_bulk && value.is_some()) || rest.iter().any(|(earlier, _)| *earlier == key) {
