@@ -125,7 +125,7 @@ class Slots:
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
         self.device = device
-        self._min_shared_tokens = min_shared_tokens
+        self.min_shared_tokens = min_shared_tokens
         self._is_started = np.zeros(limits.max_rows, np.bool_)
         self._has_sampled = np.zeros(limits.max_rows, np.bool_)
         self._num_table_blocks = np.zeros(limits.max_rows, np.int64)
@@ -215,13 +215,13 @@ class Slots:
         )
 
     def _shared_prefixes(self, slots: I64Array, ends: I64Array) -> SharedPrefixes | None:
-        if self._min_shared_tokens is None or int(ends.sum() - ends.max()) < self._min_shared_tokens:
+        if self.min_shared_tokens is None or int(ends.sum() - ends.max()) < self.min_shared_tokens:
             return None
         # Looked for among all slots, those without a row empty: copying the rows' tables would take longer.
         contexts = np.zeros(len(self._tables), np.int64)
         contexts[slots] = ends
         shared = SharedPrefixes.find(
-            self._tables, contexts, self.limits.block_size, min_saved_tokens=self._min_shared_tokens
+            self._tables, contexts, self.limits.block_size, min_saved_tokens=self.min_shared_tokens
         )
         if shared is None:
             return None

@@ -13,7 +13,7 @@ from typing import Final
 
 LOAD_FORMATS: Final = ("auto", "dummy")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
-KV_CACHE_DTYPES: Final = ("auto",)  # as the activations
+KV_CACHE_DTYPES: Final = ("auto", "fp8_e4m3")
 DEVICES: Final = ("auto", "cpu", "cuda")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -42,7 +42,7 @@ class ShardConfig:
     socket: Path  # of the gRPC server, in a directory of mode 0700
     load_format: str = "auto"
     dtype: str = "auto"  # auto: the model's own on a GPU, float32 on a CPU
-    kv_cache_dtype: str = "auto"  # auto: as dtype
+    kv_cache_dtype: str = "auto"  # auto: as dtype; fp8_e4m3: half the memory of bfloat16
     device: str = "auto"
     rank: int = 0
     world_size: int = 1

@@ -8,6 +8,7 @@ write there.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import anaphora_kernels
 import torch
@@ -24,13 +25,27 @@ class KvLayout:
     dtype: torch.dtype
 
     @property
+    def is_fp8(self) -> bool:
+        """Whether keys and values are held as FP8, divided by a scale per head."""
+        return self.dtype == torch.float8_e4m3fn
+
+    @property
     def bytes_per_token(self) -> int:
         """Keys and values, all layers."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
 
+class LayerCache(NamedTuple):
+    """What one layer writes and reads."""
+
+    keys: Tensor  # [num_blocks + 1, block_size, num_kv_heads, head_dim]
+    values: Tensor  # like keys
+    key_scale: Tensor | None  # [num_kv_heads] float32: a key is what an FP8 cache holds times this; else None
+    value_scale: Tensor | None  # like key_scale
+
+
 class KvCache:
-    """The pool; both caches of a layer are `[num_blocks + 1, block_size, num_kv_heads, head_dim]`."""
+    """The pool."""
 
     def __init__(self, layout: KvLayout, num_blocks: int, block_size: int, device: torch.device) -> None:
         self.layout = layout
@@ -41,11 +56,13 @@ class KvCache:
             dtype=layout.dtype,
             device=device,
         )
+        # e4m3 has as many digits at any magnitude up to 448, so that a scale of 1 does.
+        scale = torch.ones(layout.num_kv_heads, device=device) if layout.is_fp8 else None
         # Made once: slicing the pool in every layer of every step would cost more than small kernels do.
-        self._layers = [(keys_values[0], keys_values[1]) for keys_values in self.pool]
+        self._layers = [LayerCache(keys_values[0], keys_values[1], scale, scale) for keys_values in self.pool]
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """The key cache and the value cache of one layer."""
+    def layer(self, index: int) -> LayerCache:
+        """Its part of the pool."""
         return self._layers[index]
 
     def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:

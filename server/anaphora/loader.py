@@ -1,7 +1,7 @@
 """From a path to a model that is ready to run: configuration, architecture, weights, fingerprint."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from anaphora import weights
 from anaphora.errors import ModelFileError
 from anaphora.gguf_file import GgufFile
+from anaphora.kv_cache import KvLayout
 from anaphora.layers.parameters import Placement
 from anaphora.model_config import ModelConfig, parse_dtype, read_gguf_config, read_hf_config
 from anaphora.models import CausalLM, model_class
@@ -23,6 +24,7 @@ class LoadedModel:
     model: CausalLM
     config: ModelConfig
     dtype: torch.dtype  # of weights and activations
+    kv_layout: KvLayout  # what one token needs in this rank's KV pool
     fingerprint: (
         str  # hex; the same on every rank and after every restart, and another if the function could be another
     )
@@ -34,6 +36,7 @@ def load_model(
     load_format: str = "auto",  # "dummy": random weights of the configuration at `path`
     dtype: str = "auto",  # the model's own on a GPU, float32 on a CPU
     quantize: str = "none",  # "gguf": a GGUF file's blocks stay as they are; "int8": weights become bytes
+    kv_cache_dtype: str = "auto",  # as `dtype`, or "fp8_e4m3"
     device: torch.device,
     group: ParallelGroup,
     progress: weights.Progress = lambda _done, _total: None,
@@ -62,7 +65,11 @@ def load_model(
             source = weights.SafetensorsSource(path)
         weights.check(source, parts, model.ignores)
         weights.load(source, parts, progress)
-    return LoadedModel(model, config, torch_dtype, _fingerprint(config, torch_dtype, quantize, source))
+    kv_layout = model.kv_layout
+    if kv_cache_dtype == "fp8_e4m3":
+        kv_layout = replace(kv_layout, dtype=torch.float8_e4m3fn)
+    fingerprint = _fingerprint(config, [str(torch_dtype), str(kv_layout.dtype), quantize], source)
+    return LoadedModel(model, config, torch_dtype, kv_layout, fingerprint)
 
 
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -71,12 +78,12 @@ def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torc
     return torch.float32 if device.type == "cpu" else config.dtype
 
 
-def _fingerprint(config: ModelConfig, dtype: torch.dtype, quantize: str, source: weights.Source) -> str:
+def _fingerprint(config: ModelConfig, choices: list[str], source: weights.Source) -> str:
     """Cheap: nothing is read but headers and the first bytes of each tensor. Every item is preceded by its length."""
     digest = blake2b(digest_size=32)
     table: Mapping[str, weights.TensorInfo] = source.table
     tensors = (f"{name} {info.shape} {info.dtype}" for name, info in sorted(table.items()))
-    items = [repr(config), str(dtype), quantize, *tensors]
+    items = [repr(config), *choices, *tensors]
     for item in (*(text.encode() for text in items), *source.identity()):
         digest.update(len(item).to_bytes(8, "little"))
         digest.update(item)

@@ -66,13 +66,14 @@ def load_and_serve(config: ShardConfig) -> int:
         config.model,
         load_format=config.load_format,
         dtype=config.dtype,
+        kv_cache_dtype=config.kv_cache_dtype,
         device=device,
         group=group,
         progress=lambda done, total: progress.phase("load", done, total, "tensors"),
     )
     telemetry = Telemetry(config.telemetry, config.rank)
     is_broken = threading.Event()
-    worker = Worker(loaded, group, device, progress, graph_capture(device, loaded.model.kv_layout.dtype))
+    worker = Worker(loaded, group, device, progress, graph_capture(device, loaded.kv_layout.dtype))
     server = serve(ShardService(worker, telemetry, on_broken=is_broken.set), config.socket)
     # What lives now lives on: the collector need not look at it in the middle of a step again.
     gc.collect()

@@ -95,7 +95,7 @@ class Worker:
 
     def describe(self) -> Description:
         """What this rank is."""
-        config, layout = self.loaded.config, self.loaded.model.kv_layout
+        config, layout = self.loaded.config, self.loaded.kv_layout
         is_cuda = self.device.type == "cuda"
         return Description(
             fingerprint=self.loaded.fingerprint,
@@ -197,7 +197,7 @@ class Worker:
 
     def _allocate(self, limits: Limits, num_blocks: int, phase: str) -> _Configured:
         """The pool, the slots and the graphs; each graph is progress in `phase`."""
-        kv_cache = KvCache(self.loaded.model.kv_layout, num_blocks, limits.block_size, self.device)
+        kv_cache = KvCache(self.loaded.kv_layout, num_blocks, limits.block_size, self.device)
         vocab_size = self.loaded.config.vocab_size
         # Kernels that graphs can capture are the same that can make use of shared prefixes.
         min_shared_tokens = MIN_SAVED_TOKENS if self._new_capture else None
@@ -239,6 +239,6 @@ class Worker:
 
     def _agree_on_num_blocks(self, limits: Limits, free_bytes: int) -> int:
         """The smallest pool of all ranks, one block of which is scratch."""
-        bytes_per_block = self.loaded.model.kv_layout.bytes_per_token * limits.block_size
+        bytes_per_block = self.loaded.kv_layout.bytes_per_token * limits.block_size
         smallest = self.group.all_reduce_min(torch.tensor([free_bytes], dtype=torch.int64, device=self.device))
         return choose_num_blocks(limits, bytes_per_block, int(smallest.item()) - bytes_per_block)

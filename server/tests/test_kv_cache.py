@@ -11,7 +11,7 @@ def test_a_block_is_copied_in_every_layer_and_nothing_else_changes() -> None:
     before = cache.pool.clone()
     cache.copy_blocks(torch.tensor([5, 0]), torch.tensor([2, 3]))
     for index in range(layout.num_layers):
-        for kind, view in enumerate(cache.layer(index)):
+        for kind, view in enumerate(cache.layer(index)[:2]):
             assert view.is_contiguous()
             for block, source in enumerate([0, 1, 5, 0, 4, 5, 6]):
                 assert torch.equal(view[block], before[index, kind, source])

@@ -3,12 +3,13 @@
 import io
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from anaphora.errors import InvalidRequestError, InvalidStepError, NotConfiguredError, PoolSizeError
-from anaphora.loader import LoadedModel
+from anaphora.loader import LoadedModel, load_model
 from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
 from anaphora.wire import BlockTableDelta, Limits, RowStart, Sampling, Step
@@ -207,6 +208,31 @@ def test_two_rows_of_one_slot_are_refused(worker: Worker, driver: StepDriver) ->
 
 
 # === configure ===
+
+
+def test_an_fp8_cache_takes_a_quarter_of_float32_and_says_nearly_the_same(
+    worker: Worker, driver: StepDriver, tiny_llama_path: Path
+) -> None:
+    loaded = load_model(
+        tiny_llama_path,
+        load_format="dummy",
+        kv_cache_dtype="fp8_e4m3",
+        device=torch.device("cpu"),
+        group=ParallelGroup(),
+    )
+    assert loaded.fingerprint != worker.loaded.fingerprint
+    fp8 = make_worker(loaded)
+    fp8.configure(LIMITS)
+    assert fp8.describe().kv_cache_dtype == "float8_e4m3fn"
+    assert fp8.describe().kv_bytes_per_token * 4 == worker.describe().kv_bytes_per_token
+    logprobs = []
+    for each in (worker, fp8):
+        sequences = [Sequence(prompt, 1) for prompt in prompts()[:4]]
+        run(each, StepDriver(LIMITS, NUM_BLOCKS), sequences)
+        logprobs.append([value for sequence in sequences for value in sequence.logprobs])
+        each.clear()
+    np.testing.assert_allclose(*logprobs, atol=0.05)
+    assert logprobs[0] != logprobs[1]
 
 
 def test_execute_needs_configure(tiny_llama: LoadedModel) -> None:

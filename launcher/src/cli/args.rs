@@ -137,9 +137,9 @@ pub(crate) struct ModelArgs {
     #[arg(long, env, value_enum, default_value_t)]
     pub(crate) dtype: Dtype,
 
-    /// Type of the KV cache. `auto`: as --dtype
+    /// Type of the KV cache. `auto`: as --dtype; `fp8_e4m3`: half of bfloat16's memory
     #[arg(long, env, value_enum, default_value_t)]
-    pub(crate) kv_cache_dtype: Dtype,
+    pub(crate) kv_cache_dtype: KvCacheDtype,
 
     /// Tokenizer: a directory or a tokenizer.json, if not the model's own
     #[arg(long, value_name = "PATH")]
@@ -316,6 +316,16 @@ pub(crate) enum Dtype {
     Float32,
     Bfloat16,
     Float16,
+}
+
+/// A type of keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCacheDtype {
+    #[default]
+    Auto,
+    /// `fp8_e4m3fn` is TGI's name.
+    #[value(name = "fp8_e4m3", alias = "fp8_e4m3fn")]
+    Fp8E4m3,
 }
 
 /// The kind of device asked for.

@@ -84,7 +84,7 @@ fn mistakes() {
     check(&["m", "--gpu-memory-utilization", "NaN"], "0 < x <= 1");
     check(&["m", "--max-input-tokens", "8", "--max-total-tokens", "8"], "--max-input-tokens (8)");
     check(&["m", "--dtype", "int4"], "possible values: auto, float32, bfloat16, float16");
-    check(&["m", "--kv-cache-dtype", "fp8_e4m3fn"], "possible values");
+    check(&["m", "--kv-cache-dtype", "fp8_e5m2"], "possible values");
     check(&["m", "--no-such-flag"], "--no-such-flag");
     check(&["m", "n"], "unexpected argument 'n'");
 }

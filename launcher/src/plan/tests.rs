@@ -106,7 +106,7 @@ fn every_flag() {
         "/models/llama",
         "--load-format=dummy",
         "--dtype=float16",
-        "--kv-cache-dtype=float16",
+        "--kv-cache-dtype=fp8_e4m3fn",
         "--tokenizer=/tok",
         "--tokenizer-config-path=/tok/tokenizer_config.json",
         "--num-threads=6",

@@ -4,6 +4,7 @@ import anaphora_kernels
 from torch import Tensor
 
 from anaphora.context import ForwardContext
+from anaphora.kv_cache import LayerCache
 
 
 class Attention:
@@ -21,18 +22,27 @@ class Attention:
         key: Tensor,  # [T, num_kv_heads, head_dim], rotated
         value: Tensor,  # [T, num_kv_heads, head_dim]
         context: ForwardContext,
-        layer_cache: tuple[Tensor, Tensor],  # this layer's key and value cache; written
+        cache: LayerCache,  # written
     ) -> Tensor:
         """[T, num_heads * head_dim]."""
-        key_cache, value_cache = layer_cache
-        anaphora_kernels.kv_store(key, value, key_cache, value_cache, context.kv_indices)
+        anaphora_kernels.kv_store(
+            key,
+            value,
+            cache.keys,
+            cache.values,
+            context.kv_indices,
+            key_scale=cache.key_scale,
+            value_scale=cache.value_scale,
+        )
         out = anaphora_kernels.paged_attention(
             query,
-            key_cache,
-            value_cache,
+            cache.keys,
+            cache.values,
             context.attention,
             self.scale,
             sliding_window=self.sliding_window,
             soft_cap=self.soft_cap,
+            key_scale=cache.key_scale,
+            value_scale=cache.value_scale,
         )
         return out.flatten(1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anaphora.context import ForwardContext
-from anaphora.kv_cache import KvCache
+from anaphora.kv_cache import KvCache, LayerCache
 from anaphora.layers.parameters import Part, Placement
 from anaphora.layers.rotary import RotaryEmbedding
 from anaphora.model_config import ModelConfig
@@ -37,7 +37,7 @@ class Gemma3Layer(LlamaLayer):
         residual: Tensor,
         angles: Angles,
         context: ForwardContext,
-        layer_cache: tuple[Tensor, Tensor],
+        layer_cache: LayerCache,
     ) -> Tensor:
         """See LlamaLayer."""
         delta = self.self_attn(self.input_layernorm(delta, residual), angles, context, layer_cache)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anaphora.context import ForwardContext
-from anaphora.kv_cache import KvCache, KvLayout
+from anaphora.kv_cache import KvCache, KvLayout, LayerCache
 from anaphora.layers.activation import GATES
 from anaphora.layers.attention import Attention
 from anaphora.layers.embedding import VocabParallelEmbedding, VocabParallelHead
@@ -51,9 +51,7 @@ class LlamaAttention:
             config.attention_scale, sliding_window=config.windows[index], soft_cap=config.attention_soft_cap
         )
 
-    def __call__(
-        self, x: Tensor, angles: Angles, context: ForwardContext, layer_cache: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def __call__(self, x: Tensor, angles: Angles, context: ForwardContext, layer_cache: LayerCache) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         heads = self.qkv_proj(x)
         query, key, value = self.qkv_proj.split(heads)
@@ -107,7 +105,7 @@ class LlamaLayer:
         residual: Tensor,  # [T, hidden]; both blocks' inputs are added to it
         angles: Angles,
         context: ForwardContext,
-        layer_cache: tuple[Tensor, Tensor],
+        layer_cache: LayerCache,
     ) -> Tensor:
         """What the MLP has computed, for the next layer to add: [T, hidden]."""
         delta = self.self_attn(self.input_layernorm(delta, residual), angles, context, layer_cache)
