@@ -103,7 +103,12 @@ class Server:
     def start(
         cls, *arguments: str | Path, environment: Mapping[str, str] | None = None, wait_ready: bool = True
     ) -> Server:
-        """Starts `anaphora serve ARGUMENTS --port 0` and waits until it is ready."""
+        """Starts `anaphora serve ARGUMENTS --port 0` and waits until it is ready.
+
+        In float32 unless told otherwise, so that text can be compared with transformers'.
+        """
+        if not any(str(argument).startswith("--dtype") for argument in arguments):
+            arguments = (*arguments, "--dtype", "float32")
         mark = uuid.uuid4().hex
         directory = Path(tempfile.mkdtemp(prefix="ana-"))  # short: it becomes part of socket paths
         log = directory / "log"

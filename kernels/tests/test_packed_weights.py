@@ -10,7 +10,7 @@ from anaphora_kernels.testing import assert_close
 from torch import Tensor
 
 KINDS = [gguf.GGMLQuantizationType(kind) for kind in BLOCK_COLUMNS]
-FORMATS = ["float32", "bfloat16", "q8", *KINDS]
+FORMATS = ["float32", "bfloat16", "q8_0", *KINDS]
 COLUMNS = 512
 
 
@@ -49,7 +49,7 @@ def test_embedding(form: str | gguf.GGMLQuantizationType, dtype: torch.dtype) ->
     indices = torch.tensor([36, 0, 5, 5, 16])
     actual = embedding(indices, weight, dtype)
     assert actual.dtype == dtype
-    tolerance = {"float32": 0.0, "bfloat16": 1 / 256, "q8": 1 / 127}.get(form, 1e-3)  # halves of products of halves
+    tolerance = {"float32": 0.0, "bfloat16": 1 / 256, "q8_0": 1 / 127}.get(form, 1e-3)  # halves of products of halves
     tolerance = max(tolerance, 1 / 256 if dtype == torch.bfloat16 else 0.0)
     largest = values.abs().max()
     assert (actual.float() - values[indices]).abs().max() <= tolerance * largest
@@ -81,7 +81,7 @@ def test_rows_come_in_any_order_and_in_several_formats() -> None:
     blocks = random_blocks(40, kind)
     weight[40:60].pack(values[:15])  # the last 5 rows are not given
     weight[0:40].pack_blocks(torch.from_numpy(blocks), kind)
-    assert sorted(weight.formats) == ["bfloat16", "q4_min"]
+    assert sorted(weight.formats) == ["bfloat16", "q4_1"]
     assert weight.num_bytes >= 40 * COLUMNS * 5 // 8 + 20 * COLUMNS * 2
     rows = embedding(torch.arange(60), weight, torch.float32)
     torch.testing.assert_close(rows[:40], torch.from_numpy(gguf.quants.dequantize(blocks, kind)), rtol=2e-3, atol=2e-3)

@@ -173,6 +173,7 @@ impl Plan<'_> {
         command.path("--socket", &self.socket(rank));
         command.flag("--load-format", value_name(model.load_format));
         command.flag("--dtype", value_name(model.dtype));
+        command.flag("--quantize", value_name(model.quantize));
         command.flag("--kv-cache-dtype", value_name(model.kv_cache_dtype));
         command.flag("--rank", rank);
         command.flag("--world-size", world_size);

@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Final
 
+QUANTIZE: Final = ("auto", "none", "gguf", "int8")
 LOAD_FORMATS: Final = ("auto", "dummy")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES: Final = ("auto", "fp8_e4m3")
@@ -41,7 +42,8 @@ class ShardConfig:
     model: Path  # a GGUF file or a Hugging Face directory
     socket: Path  # of the gRPC server, in a directory of mode 0700
     load_format: str = "auto"
-    dtype: str = "auto"  # auto: the model's own on a GPU, float32 on a CPU
+    dtype: str = "auto"  # auto: the model's own on a GPU, bfloat16 on a CPU
+    quantize: str = "auto"  # see `anaphora.loader.load_model`
     kv_cache_dtype: str = "auto"  # auto: as dtype; fp8_e4m3: half the memory of bfloat16
     device: str = "auto"
     rank: int = 0
@@ -67,6 +69,7 @@ class ShardConfig:
             socket=flags.socket,
             load_format=flags.load_format,
             dtype=flags.dtype,
+            quantize=flags.quantize,
             kv_cache_dtype=flags.kv_cache_dtype,
             device=flags.device,
             rank=flags.rank,
@@ -91,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--socket", type=Path, required=True, help="the Unix socket to serve on")
     add("--load-format", choices=LOAD_FORMATS, default=default["load_format"], help="dummy: random weights")
     add("--dtype", choices=DTYPES, default=default["dtype"], help="of weights and activations")
+    add("--quantize", choices=QUANTIZE, default=default["quantize"], help="weights in blocks of small integers")
     add("--kv-cache-dtype", choices=KV_CACHE_DTYPES, default=default["kv_cache_dtype"], help="of keys and values")
     add("--device", choices=DEVICES, default=default["device"], help="where to compute")
     add("--rank", type=int, default=default["rank"], help="of this process within the replica")

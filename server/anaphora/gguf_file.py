@@ -17,6 +17,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from anaphora_kernels.linear.cpu import BLOCK_COLUMNS
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,9 +81,9 @@ class GgufFile:
             ) from error
 
     def read_blocks(self, name: str) -> QuantizedTensor | None:
-        """A tensor as it is; None for what is not a matrix of quantised blocks."""
+        """A tensor as it is; None for what is not a matrix, or not of blocks that can be multiplied as they are."""
         tensor = self.tensors[name]
-        if len(tensor.shape) != 2 or gguf.GGML_QUANT_SIZES[tensor.quantization][0] == 1:
+        if len(tensor.shape) != 2 or tensor.quantization not in BLOCK_COLUMNS:
             return None
         return QuantizedTensor(torch.from_numpy(self._blocks(tensor).copy()), tensor.quantization)
 

@@ -1,17 +1,19 @@
 """From a path to a model that is ready to run: configuration, architecture, weights, fingerprint."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from anaphora_kernels.linear.cpu import PackedRows
 
 from anaphora import weights
-from anaphora.errors import ModelFileError
+from anaphora.errors import ModelFileError, UnsupportedModelError
 from anaphora.gguf_file import GgufFile
 from anaphora.kv_cache import KvLayout
-from anaphora.layers.parameters import Placement
+from anaphora.layers.parameters import Part, Placement
 from anaphora.model_config import ModelConfig, parse_dtype, read_gguf_config, read_hf_config
 from anaphora.models import CausalLM, model_class
 from anaphora.parallel import ParallelGroup
@@ -23,7 +25,8 @@ class LoadedModel:
 
     model: CausalLM
     config: ModelConfig
-    dtype: torch.dtype  # of weights and activations
+    dtype: torch.dtype  # of activations, and of weights that are not packed
+    weight_formats: tuple[str, ...]  # of packed weights, the most usual first; none if there are none
     kv_layout: KvLayout  # what one token needs in this rank's KV pool
     fingerprint: (
         str  # hex; the same on every rank and after every restart, and another if the function could be another
@@ -34,14 +37,21 @@ def load_model(
     path: Path,
     *,
     load_format: str = "auto",  # "dummy": random weights of the configuration at `path`
-    dtype: str = "auto",  # the model's own on a GPU, float32 on a CPU
-    quantize: str = "none",  # "gguf": a GGUF file's blocks stay as they are; "int8": weights become bytes
+    dtype: str = "auto",  # of activations and plain weights; the model's own on a GPU, bfloat16 on a CPU
+    quantize: str = "auto",
     kv_cache_dtype: str = "auto",  # as `dtype`, or "fp8_e4m3"
     device: torch.device,
     group: ParallelGroup,
     progress: weights.Progress = lambda _done, _total: None,
 ) -> LoadedModel:
     """Loads a GGUF file or a Hugging Face directory onto `device`.
+
+    `quantize` says what becomes of weights, on a CPU:
+
+        none    they are held in `dtype`
+        gguf    a GGUF file's Q4_0, Q4_1, Q8_0, Q4_K and Q6_K are held and multiplied in their blocks
+        int8    they become bytes, 32 to a scale; what a GGUF file holds in blocks too
+        auto    gguf if `dtype` is auto, else none
 
     Raises ModelFileError (and what is below it) for files that are missing, damaged, or not supported, and
     ParallelError for a model that cannot be divided over the group.
@@ -51,6 +61,7 @@ def load_model(
     gguf_file = GgufFile(path) if path.is_file() and path.suffix != ".json" else None
     config = read_gguf_config(gguf_file) if gguf_file else read_hf_config(path)
     torch_dtype = _resolve_dtype(dtype, config, device)
+    quantize = _resolve_quantize(quantize, dtype, device, is_gguf=gguf_file is not None)
     with torch.inference_mode():
         model = model_class(config.architecture)(config, Placement(group, torch_dtype, device, quantize))
         parts = model.parts()
@@ -69,13 +80,28 @@ def load_model(
     if kv_cache_dtype == "fp8_e4m3":
         kv_layout = replace(kv_layout, dtype=torch.float8_e4m3fn)
     fingerprint = _fingerprint(config, [str(torch_dtype), str(kv_layout.dtype), quantize], source)
-    return LoadedModel(model, config, torch_dtype, kv_layout, fingerprint)
+    return LoadedModel(model, config, torch_dtype, _weight_formats(parts), kv_layout, fingerprint)
 
 
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     if name != "auto":
         return parse_dtype(name)
-    return torch.float32 if device.type == "cpu" else config.dtype
+    return torch.bfloat16 if device.type == "cpu" else config.dtype
+
+
+def _resolve_quantize(name: str, dtype: str, device: torch.device, *, is_gguf: bool) -> str:
+    if name == "auto":
+        return "gguf" if is_gguf and device.type == "cpu" and dtype == "auto" else "none"
+    if name != "none" and (device.type != "cpu" or dtype == "float16"):
+        raise UnsupportedModelError(f"--quantize {name} needs a CPU, and --dtype bfloat16 or float32")
+    if name == "gguf" and not is_gguf:
+        raise UnsupportedModelError("--quantize gguf needs a GGUF file")
+    return name
+
+
+def _weight_formats(parts: Mapping[str, Part]) -> tuple[str, ...]:
+    packed = [part.destination for part in parts.values() if isinstance(part.destination, PackedRows)]
+    return tuple(name for name, _ in Counter(rows.format for rows in packed).most_common())
 
 
 def _fingerprint(config: ModelConfig, choices: list[str], source: weights.Source) -> str:

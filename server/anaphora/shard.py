@@ -66,6 +66,7 @@ def load_and_serve(config: ShardConfig) -> int:
         config.model,
         load_format=config.load_format,
         dtype=config.dtype,
+        quantize=config.quantize,
         kv_cache_dtype=config.kv_cache_dtype,
         device=device,
         group=group,

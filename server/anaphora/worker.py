@@ -49,6 +49,13 @@ class _Configured:
     graphs: Graphs | None
 
 
+def _dtype_of(loaded: LoadedModel) -> str:
+    """What is computed in: "bfloat16", or "bfloat16 (weights q4_1, q8_0)" where weights are held in something else."""
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    others = [name for name in loaded.weight_formats if name != dtype]
+    return f"{dtype} (weights {', '.join(loaded.weight_formats)})" if others else dtype
+
+
 class PendingResult:
     """A launched step. `result()` may be called from another thread."""
 
@@ -100,7 +107,7 @@ class Worker:
         return Description(
             fingerprint=self.loaded.fingerprint,
             architecture=config.architecture,
-            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            dtype=_dtype_of(self.loaded),
             kv_cache_dtype=str(layout.dtype).removeprefix("torch."),
             device=f"{self.device} ({torch.cuda.get_device_name(self.device)})" if is_cuda else "cpu",
             rank=self.group.rank,

@@ -32,7 +32,8 @@ def tiny_llama_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_llama(tiny_llama_path: Path) -> LoadedModel:
-    return load_model(tiny_llama_path, load_format="dummy", device=torch.device("cpu"), group=ParallelGroup())
+    cpu = torch.device("cpu")
+    return load_model(tiny_llama_path, load_format="dummy", dtype="float32", device=cpu, group=ParallelGroup())
 
 
 @pytest.fixture(autouse=True, scope="session")

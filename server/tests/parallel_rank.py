@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from anaphora import _native
 from anaphora.loader import load_model
 from anaphora.parallel import ParallelGroup
 from paged_driver import Driver
@@ -18,13 +19,14 @@ PROMPTS = [[5, 9, 3, 11, 200, 210, 0], [7], list(range(40))]
 
 def results(model: Path, group: ParallelGroup) -> tuple[torch.Tensor, list[list[int]], str]:
     """Logits of the last prompt, greedy continuations of all, and the model's fingerprint."""
-    loaded = load_model(model, device=torch.device("cpu"), group=group)
+    loaded = load_model(model, dtype="float32", device=torch.device("cpu"), group=group)
     logits = Driver(loaded.model).prompt_logits(PROMPTS[-1], 16)
     return logits, Driver(loaded.model).greedy(PROMPTS, 24, 16), loaded.fingerprint
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    _native.set_num_threads(1)
     rank, world_size, rendezvous, out, *models = sys.argv[1:]
     group = ParallelGroup.join(int(rank), int(world_size), rendezvous, torch.device("cpu"))
     seen = torch.tensor([float(rank)])

@@ -96,7 +96,7 @@ def write_gguf(architecture: str, saved: Path, path: Path) -> None:
 
 
 def load(path: Path) -> LoadedModel:
-    return load_model(path, device=torch.device("cpu"), group=ParallelGroup())
+    return load_model(path, dtype="float32", device=torch.device("cpu"), group=ParallelGroup())
 
 
 @pytest.mark.parametrize("architecture", MODELS)

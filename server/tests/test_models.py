@@ -111,7 +111,7 @@ def pair(
 
 
 def load(path: Path) -> LoadedModel:
-    return load_model(path, device=torch.device("cpu"), group=ParallelGroup())
+    return load_model(path, dtype="float32", device=torch.device("cpu"), group=ParallelGroup())
 
 
 def prompts() -> list[list[int]]:

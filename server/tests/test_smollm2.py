@@ -35,7 +35,7 @@ def ours(theirs: PreTrainedModel) -> LoadedModel:
 
 
 def load(path: Path) -> LoadedModel:
-    return load_model(path, device=torch.device("cpu"), group=ParallelGroup())
+    return load_model(path, dtype="float32", device=torch.device("cpu"), group=ParallelGroup())
 
 
 def test_logits_and_greedy_tokens_are_those_of_transformers(theirs: PreTrainedModel, ours: LoadedModel) -> None:

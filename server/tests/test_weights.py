@@ -1,7 +1,7 @@
 """Reading models: what each format gives, and how each kind of damage reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -64,6 +64,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def load(path: Path, group: ParallelGroup | None = None, **options: str) -> LoadedModel:
+    options = {"dtype": "float32"} | options
     return load_model(path, device=torch.device("cpu"), group=group or ParallelGroup(), **options)
 
 
@@ -79,8 +80,11 @@ def edit_tensors(path: Path, edit: Callable[[dict[str, Tensor]], object]) -> Non
     save_file(tensors, file)
 
 
-def write_gguf(saved: Path, path: Path) -> None:
-    """What llama.cpp's converter makes of a Llama: its names, its order of query and key rows, its rope factors."""
+def write_gguf(saved: Path, path: Path, kinds: Mapping[str, str] | None = None) -> None:
+    """What llama.cpp's converter makes of a Llama: its names, its order of query and key rows, its rope factors.
+
+    `kinds`: the quantised type of every tensor whose name has such a word in it.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(CONFIG.num_hidden_layers)
     writer.add_context_length(CONFIG.max_position_embeddings)
@@ -98,7 +102,12 @@ def write_gguf(saved: Path, path: Path) -> None:
         for projection, heads in (("q_proj", 4), ("k_proj", 2)):
             if projection in name:
                 array = array.reshape(heads, 2, 4, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        kind = next((gguf.GGMLQuantizationType[kind] for word, kind in (kinds or {}).items() if word in name), None)
+        if kind is not None and array.ndim == 2:
+            array = gguf.quants.quantize(array, kind)
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        writer.add_tensor(theirs, array, raw_dtype=kind if array.dtype == np.uint8 else None)
     scaling = Llama3Scaling(8.0, 1.0, 4.0, 64)
     frequencies = 1.0 / LLAMA3["rope_theta"] ** (torch.arange(0, 8, 2) / 8)
     writer.add_tensor("rope_freqs.weight", (frequencies / scaling.scale(frequencies)).numpy())
@@ -122,6 +131,65 @@ def test_gguf_gives_the_model_that_was_converted(saved: Path, tmp_path: Path) ->
     torch.testing.assert_close(
         Driver(ours.model).prompt_logits(prompt, 32), Driver(expected.model).prompt_logits(prompt, 32)
     )
+
+
+KINDS = {"v_proj": "Q4_1", "up_proj": "Q4_0", "proj": "Q8_0", "embed_tokens": "Q8_0"}
+
+
+def test_blocks_of_a_gguf_file_stay_as_they_are(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(saved, path, KINDS)
+    cpu, group = torch.device("cpu"), ParallelGroup()
+    kept = load_model(path, device=cpu, group=group)
+    assert kept.dtype == torch.bfloat16
+    assert kept.weight_formats == ("q8_0", "q4_1", "q4_0", "bfloat16")  # as llama.cpp, the head is left alone here
+    exact, fine = load(path), load(path, quantize="gguf")
+    assert exact.weight_formats == ("float32",)
+    assert len({kept.fingerprint, exact.fingerprint, fine.fingerprint}) == 3
+    parts = exact.model.parts()
+    for name, part in fine.model.parts().items():
+        torch.testing.assert_close(held(part), held(parts[name]), rtol=1e-3, atol=1e-4, msg=name)
+    prompt = list(range(90))
+    expected = Driver(exact.model).prompt_logits(prompt, 32)
+    scale = expected.std()
+    assert (Driver(fine.model).prompt_logits(prompt, 32) - expected).std() < 0.02 * scale
+    assert (Driver(kept.model).prompt_logits(prompt, 32) - expected).std() < 0.04 * scale
+
+
+def test_blocks_are_divided_over_ranks_unless_that_would_cut_them(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(saved, path, KINDS)
+    whole = load(path, quantize="gguf").model.parts()
+    ranks = [load(path, ParallelGroup(rank, 2), quantize="gguf").model.parts() for rank in (0, 1)]
+    for name, part in whole.items():
+        shares = [held(parts[name]) for parts in ranks]
+        if shares[0].shape != part.shape:
+            joined = torch.cat(shares, ranks[0][name].dim).narrow(0, 0, part.shape[0])
+            torch.testing.assert_close(joined, held(part), rtol=0, atol=0, msg=name)
+    layer = "model.layers.0."
+    formats = {
+        name: ranks[0][f"{layer}{name}.weight"].destination.format
+        for name in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+    }
+    # 32 inputs of o_proj make one block; the 64 of down_proj are two.
+    assert formats == {"self_attn.v_proj": "q4_1", "self_attn.o_proj": "float32", "mlp.down_proj": "q8_0"}
+
+
+def test_weights_become_bytes_on_load(saved: Path) -> None:
+    quantized, exact = load(saved, quantize="int8"), load(saved)
+    assert quantized.weight_formats == ("q8_0",)
+    prompt = list(range(90))
+    expected = Driver(exact.model).prompt_logits(prompt, 32)
+    assert (Driver(quantized.model).prompt_logits(prompt, 32) - expected).std() < 0.02 * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"quantize": "gguf"}, "needs a GGUF file"), ({"quantize": "int8", "dtype": "float16"}, "needs a CPU")],
+)
+def test_what_cannot_be_quantised_is_refused(saved: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        load(saved, **options)
 
 
 @pytest.mark.parametrize("kind", sorted(gguf.GGML_QUANT_SIZES, key=int))

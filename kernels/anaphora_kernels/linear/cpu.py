@@ -20,8 +20,8 @@ class PackedWeight:
     Rows are packed a stretch at a time, in any order, and stretches may differ in format:
 
         "float32", "bfloat16"           floats; a bfloat16 is multiplied as the float that it is
-        "q8"                            bytes, 32 to a scale: quantised here, or GGUF's Q8_0
-        "q4", "q4_min", "q6"            GGUF's Q4_0; Q4_1 and Q4_K; Q6_K
+        "q8_0"                          bytes, 32 to a scale: quantised here, or GGUF's Q8_0
+        "q4_0", "q4_1", "q6_k"          GGUF's Q4_0; Q4_1 and Q4_K; Q6_K
 
     With quantised rows, x is rounded to bytes too, 32 to a scale.
     """
@@ -29,7 +29,7 @@ class PackedWeight:
     def __init__(
         self, out_features: int, in_features: int, floats_as: str = "float32", *, keeps_blocks: bool = False
     ) -> None:
-        """No rows yet. `floats_as` ("float32", "bfloat16" or "q8") is what rows of floats become.
+        """No rows yet. `floats_as` ("float32", "bfloat16" or "q8_0") is what rows of floats become.
 
         `keeps_blocks`: whether rows should be packed from GGUF's blocks, where they come so.
         """
@@ -64,6 +64,11 @@ class PackedRows:
         self.weight = weight
         self.start = start
         self.shape = (count, weight.shape[1])
+
+    @property
+    def format(self) -> str:
+        """Of these rows, once they are packed."""
+        return self.weight.native.format_of(self.start)
 
     def keeps(self, kind: int) -> bool:
         """Whether GGUF blocks of this type are to be packed as they are."""

@@ -133,9 +133,14 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_enum, default_value_t)]
     pub(crate) load_format: LoadFormat,
 
-    /// Type of weights and activations. `auto`: the model's own on a GPU, float32 on a CPU
+    /// Type of activations and plain weights. `auto`: the model's own on a GPU, bfloat16 on a CPU
     #[arg(long, env, value_enum, default_value_t)]
     pub(crate) dtype: Dtype,
+
+    /// Weights in blocks of small integers, on a CPU. `gguf`: as the file has them; `int8`: made on load; `auto`: `gguf`
+    /// for a GGUF file without --dtype
+    #[arg(long, env, value_enum, default_value_t)]
+    pub(crate) quantize: Quantize,
 
     /// Type of the KV cache. `auto`: as --dtype; `fp8_e4m3`: half of bfloat16's memory
     #[arg(long, env, value_enum, default_value_t)]
@@ -326,6 +331,16 @@ pub(crate) enum KvCacheDtype {
     /// `fp8_e4m3fn` is TGI's name.
     #[value(name = "fp8_e4m3", alias = "fp8_e4m3fn")]
     Fp8E4m3,
+}
+
+/// What becomes of weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quantize {
+    #[default]
+    Auto,
+    None,
+    Gguf,
+    Int8,
 }
 
 /// The kind of device asked for.

@@ -84,6 +84,7 @@ fn mistakes() {
     check(&["m", "--gpu-memory-utilization", "NaN"], "0 < x <= 1");
     check(&["m", "--max-input-tokens", "8", "--max-total-tokens", "8"], "--max-input-tokens (8)");
     check(&["m", "--dtype", "int4"], "possible values: auto, float32, bfloat16, float16");
+    check(&["m", "--quantize", "awq"], "possible values: auto, none, gguf, int8");
     check(&["m", "--kv-cache-dtype", "fp8_e5m2"], "possible values");
     check(&["m", "--no-such-flag"], "--no-such-flag");
     check(&["m", "n"], "unexpected argument 'n'");
@@ -95,7 +96,6 @@ fn what_we_do_not_have_is_refused() {
         let message = refused(&[&["m"], args].concat());
         assert!(message.contains(expect), "{args:?}: {message}");
     };
-    check(&["--quantize", "awq"], "--quantize: quantising on load");
     check(&["--speculate", "3"], "--speculate");
     check(&["--lora-adapters", "a,b"], "--lora-adapters");
     check(&["--revision", "main"], "--revision");

@@ -64,12 +64,6 @@ const NO_WATERMARK: &str = "watermarking is not supported";
 const NO_ROPE: &str = "the scaling is the model's own; set rope_scaling in its config.json";
 
 const REFUSED: &[Refused] = &[
-    refused(
-        "quantize",
-        "QUANTIZE",
-        true,
-        "quantising on load is not supported yet; a quantised GGUF file is",
-    ),
     refused("speculate", "SPECULATE", true, "speculative decoding is not supported yet"),
     refused("lora-adapters", "LORA_ADAPTERS", true, "LoRA adapters are not supported yet"),
     refused("revision", "REVISION", true, NO_HUB),

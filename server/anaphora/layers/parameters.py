@@ -23,7 +23,7 @@ class Placement:
         """Memory for a matrix that activations are multiplied with: packed, where there are kernels for that."""
         if self.device.type != "cpu" or self.dtype == torch.float16:
             return self.empty(out_features, in_features)
-        floats = "q8" if self.quantize == "int8" else str(self.dtype).removeprefix("torch.")
+        floats = "q8_0" if self.quantize == "int8" else str(self.dtype).removeprefix("torch.")
         return PackedWeight(out_features, in_features, floats, keeps_blocks=self.quantize == "gguf")
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

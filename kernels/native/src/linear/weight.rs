@@ -169,6 +169,13 @@ impl Weight {
         self.segments.iter().map(|segment| segment.lines.len() * size_of::<Line>()).sum()
     }
 
+    /// The format of one row, if it has been packed.
+    #[must_use]
+    pub fn format_of(&self, row: usize) -> Option<Format> {
+        let holds = |segment: &&Segment| (segment.start..segment.start + segment.rows).contains(&row);
+        self.segments.iter().find(holds).map(|segment| segment.format)
+    }
+
     /// The formats of the rows, each once, in the order of the rows.
     #[must_use]
     pub fn formats(&self) -> Vec<Format> {

@@ -19,14 +19,14 @@ const LONG: usize = 50_000_000;
 #[pyclass(module = "anaphora._native")]
 struct PackedWeight(Weight);
 
-/// The names that Python has for formats.
+/// The names that Python has for formats: where there is one, that of the GGUF type that is held so.
 const FORMATS: [(Format, &str); 6] = [
     (Format::F32, "float32"),
     (Format::Bf16, "bfloat16"),
-    (Format::Q8, "q8"),
-    (Format::Q6, "q6"),
-    (Format::Q4, "q4"),
-    (Format::Q4Min, "q4_min"),
+    (Format::Q8, "q8_0"),
+    (Format::Q6, "q6_k"),
+    (Format::Q4, "q4_0"),
+    (Format::Q4Min, "q4_1"),
 ];
 
 #[pymethods]
@@ -99,6 +99,16 @@ impl PackedWeight {
     #[getter]
     fn num_bytes(&self) -> usize {
         self.0.num_bytes()
+    }
+
+    /// Of one row.
+    fn format_of(&self, row: usize) -> PyResult<&'static str> {
+        let format = self
+            .0
+            .format_of(row)
+            .ok_or_else(|| PyIndexError::new_err(format!("row {row} was not packed")))?;
+        let found = FORMATS.iter().find(|(known, _)| *known == format);
+        Ok(found.expect("every format has a name. This is a bug.").1)
     }
 
     /// Of the rows, each once.
