@@ -20,8 +20,10 @@ pub(crate) struct KnownModel {
 }
 
 /// The names that stand for a model. `anaphora fetch` holds where each comes from.
-pub(crate) const KNOWN_MODELS: &[KnownModel] =
-    &[KnownModel { name: "smollm2-135m", what: "SmolLM2-135M-Instruct, Q4_1 GGUF" }];
+pub(crate) const KNOWN_MODELS: &[KnownModel] = &[
+    KnownModel { name: "smollm2-135m", what: "SmolLM2-135M-Instruct, Q4_1 GGUF" },
+    KnownModel { name: "gemma3-270m", what: "Gemma 3 270M, not a chat model, Q4_K_M GGUF" },
+];
 
 /// Where a model's files are, or how to get them.
 #[derive(Debug, PartialEq, Eq)]
@@ -145,7 +147,7 @@ mod tests {
     fn an_unknown_name_is_told_what_would_do() {
         let error = locate("meta-llama/Llama-3.1-8B").unwrap_err();
         assert_eq!(error.exit(), Exit::Model);
-        insta::assert_snapshot!(error, @"meta-llama/Llama-3.1-8B: no such file or directory. Expected is a Hugging Face directory (config.json, safetensors), a GGUF file, or one of the known names: smollm2-135m (SmolLM2-135M-Instruct, Q4_1 GGUF). Models are not fetched from the hub");
+        insta::assert_snapshot!(error, @"meta-llama/Llama-3.1-8B: no such file or directory. Expected is a Hugging Face directory (config.json, safetensors), a GGUF file, or one of the known names: smollm2-135m (SmolLM2-135M-Instruct, Q4_1 GGUF), gemma3-270m (Gemma 3 270M, not a chat model, Q4_K_M GGUF). Models are not fetched from the hub");
     }
 
     #[test]

