@@ -8,6 +8,7 @@ events, and the last line there is `{"event": "model", "path": …}`. The model'
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -175,11 +176,12 @@ def _explain(model: KnownModel, errors: str) -> str:
 
 
 def _size_of(directory: Path) -> int:
-    """Bytes in files below `directory`, which another process is changing."""
+    """Bytes in files below `directory`, which another process is changing: what vanishes meanwhile is not counted."""
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+    for path, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += Path(path, name).stat().st_size
+            except FileNotFoundError:
+                continue
     return total

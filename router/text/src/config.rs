@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anaphora_model::Gguf;
+use anaphora_model::gguf::Value;
 use serde_json::Value as Json;
 
 use crate::error::TextError;
@@ -29,6 +30,9 @@ pub struct TextConfig {
     /// Whether the tokenizer puts a BOS before a raw prompt (a rendered chat writes its own).
     pub add_bos: bool,
 }
+
+/// What ends a turn of a chat in GGUF files that do not say so: the converter writes no list, and Gemma has two ends.
+const TURN_ENDS: [&str; 3] = ["<end_of_turn>", "<|eot_id|>", "<|im_end|>"];
 
 /// What is gathered while the files are read.
 #[derive(Default)]
@@ -158,6 +162,10 @@ impl Gathered {
         self.eos_token = text("tokenizer.ggml.eos_token_id").or(self.eos_token.take());
         let ends = ["eos", "eot", "eom"].map(|name| metadata.u32(&format!("tokenizer.ggml.{name}_token_id")));
         self.eos_token_ids.extend(ends.into_iter().flatten());
+        if !metadata.contains_key("tokenizer.ggml.eot_token_id") {
+            let is_end = |token: &Value| token.as_str().is_some_and(|text| TURN_ENDS.contains(&text));
+            self.eos_token_ids.extend((0..).zip(tokens).filter(|(_, token)| is_end(token)).map(|(id, _)| id));
+        }
         if let Some(source) = metadata.string("tokenizer.chat_template") {
             self.template = Some((file.path.clone(), source.to_owned()));
         }

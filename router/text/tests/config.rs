@@ -89,6 +89,14 @@ fn a_gguf_file_says_it_all_itself() {
 }
 
 #[test]
+fn a_gguf_file_that_names_no_end_of_turn_has_the_usual_one() {
+    let config = open(&fixture("tiny/gemma.gguf"));
+    let end_of_turn = config.tokenizer.token_to_id("<end_of_turn>").unwrap();
+    assert_eq!(config.eos_token_ids, [2, end_of_turn]);
+    assert!(config.tokenizer.is_special(end_of_turn));
+}
+
+#[test]
 fn a_tokenizer_can_be_given_apart() {
     // A directory with a configuration and nothing else, as for random weights.
     let model = tempfile::tempdir().unwrap();

@@ -70,7 +70,7 @@ fn byte_level(vocabulary: &Vocabulary<'_>) -> Result<Pipeline, TextError> {
     pipeline.with_normalizer(pre_tokenizer.normalizer()).map_err(tokenizer_error)?;
     pipeline.with_pre_tokenizer(Some(pre_tokenizer.build().map_err(tokenizer_error)?));
     pipeline.with_decoder(Some(ByteLevel::default()));
-    finish(vocabulary, pipeline, pre_tokenizer.adds_bos)
+    finish(vocabulary, pipeline, pre_tokenizer.adds_bos, false)
 }
 
 fn read_merges(
@@ -95,7 +95,7 @@ fn read_merges(
     Ok(merges)
 }
 
-/// SentencePiece BPE, as Llama 2 and the first Mistral have it.
+/// SentencePiece BPE, as Llama 2, the first Mistral and Gemma have it.
 fn sentence_piece(vocabulary: &Vocabulary<'_>) -> Result<Pipeline, TextError> {
     let key = "tokenizer.ggml.scores";
     let scores = vocabulary.file.metadata.get(key).and_then(|value| value.as_array());
@@ -131,7 +131,7 @@ fn sentence_piece(vocabulary: &Vocabulary<'_>) -> Result<Pipeline, TextError> {
     normalizers.push(Replace::new(" ", SPACE_MARK).map_err(tokenizer_error)?.into());
     pipeline.with_normalizer(Some(NormalizerSequence::new(normalizers))).map_err(tokenizer_error)?;
     pipeline.with_decoder(Some(DecoderSequence::new(decoders)));
-    finish(vocabulary, pipeline, true)
+    finish(vocabulary, pipeline, true, !adds_space)
 }
 
 /// Every way to make a piece of two pieces, best score first: the order in which SentencePiece would merge. Ties go to
@@ -161,15 +161,17 @@ fn merges_from_scores(
     merges.into_iter().map(|(_, left, right)| (left.to_owned(), right.to_owned())).collect()
 }
 
-/// Special tokens, and those that go around every text.
+/// Special tokens, and those that go around every text. `folds_spaces`: tokens of the user are looked for where spaces
+/// are marks already, so that Gemma's runs of spaces are found in either spelling.
 fn finish(
     vocabulary: &Vocabulary<'_>,
     mut pipeline: Pipeline,
     adds_bos: bool,
+    folds_spaces: bool,
 ) -> Result<Pipeline, TextError> {
     let added = vocabulary.tokens.iter().zip(&vocabulary.types).filter_map(|(&token, &kind)| match kind {
         token_type::CONTROL | token_type::UNKNOWN => Some(AddedToken::from(token, true)),
-        token_type::USER_DEFINED => Some(AddedToken::from(token, false).normalized(false)),
+        token_type::USER_DEFINED => Some(AddedToken::from(token, false).normalized(folds_spaces)),
         _ => None,
     });
     pipeline.add_tokens(added.collect::<Vec<_>>()).map_err(tokenizer_error)?;

@@ -9,7 +9,8 @@ use anaphora_text::Tokenizer;
 /// The styles of byte-level tokenizers in `fixtures/tiny`, each as `tokenizer.json` and as GGUF.
 pub(crate) const BYTE_LEVEL: [&str; 5] = ["gpt2", "smollm", "llama3", "qwen2", "tekken"];
 /// All styles.
-pub(crate) const STYLES: [&str; 6] = ["gpt2", "smollm", "llama3", "qwen2", "tekken", "sentencepiece"];
+pub(crate) const STYLES: [&str; 7] =
+    ["gpt2", "smollm", "llama3", "qwen2", "tekken", "sentencepiece", "gemma"];
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
