@@ -42,6 +42,11 @@ use self::{
 /// Histograms keep every sample until this has passed.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// After so many tasks a thread looks for what has happened: an answer of the shard, above all. With thousands of streams awake the
+/// engine would wait for hundreds of them otherwise, and the shard for the engine; those streams find more to send when it is their
+/// turn.
+const EVENT_INTERVAL: u32 = 8;
+
 /// How long connections may take to send what they have, once nothing generates any more.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -120,6 +125,7 @@ fn serve(config: Config) -> Result<(), RouterError> {
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .event_interval(EVENT_INTERVAL)
         .build()
         .map_err(system("starting threads"))?;
     runtime.block_on(async {

@@ -40,13 +40,19 @@ impl Detokenizer {
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
         let fragment = self.tokenizer.fragment(id, self.begun, self.skip_special_tokens)?;
         self.begun |= fragment.is_some();
-        Ok(match fragment {
+        Ok(match fragment.as_deref() {
             None => String::new(),
-            Some(Fragment::Bytes(bytes)) => {
-                self.incomplete.extend(bytes);
-                self.take_complete()
+            Some(Fragment::Bytes(bytes)) => match str::from_utf8(bytes) {
+                Ok(text) if self.incomplete.is_empty() => text.to_owned(),
+                _ => {
+                    self.incomplete.extend(bytes);
+                    self.take_complete()
+                }
+            },
+            Some(Fragment::Text(text)) => {
+                let text = text.clone();
+                if self.incomplete.is_empty() { text } else { self.take_rest() + &text }
             }
-            Some(Fragment::Text(text)) => self.take_rest() + &text,
         })
     }
 

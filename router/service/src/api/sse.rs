@@ -37,6 +37,9 @@ const KEEP_ALIVE: Duration = Duration::from_millis(7500);
 /// A frame that is longer is sent, even if more is ready.
 const FRAME_BYTES: usize = 16 * 1024;
 
+/// Room for some events.
+const MIN_BUFFER_BYTES: usize = 1024;
+
 /// Tells proxies not to collect a stream before they pass it on.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -106,6 +109,13 @@ impl Events {
         self.0.extend_from_slice(b"\n\n");
     }
 
+    /// An event like others but for its text.
+    pub(super) fn text(&mut self, mold: &Mold, text: &str) {
+        self.0.extend_from_slice(&mold.before);
+        serde_json::to_writer(&mut self.0, text).expect("a string is JSON. This is a bug.");
+        self.0.extend_from_slice(&mold.after);
+    }
+
     /// A line of text as an event.
     pub(super) fn line(&mut self, text: &str) {
         self.0.extend_from_slice(b"data: ");
@@ -118,6 +128,28 @@ impl Events {
         self.0.extend_from_slice(b": ");
         self.0.extend_from_slice(text.as_bytes());
         self.0.extend_from_slice(b"\n\n");
+    }
+}
+
+/// An event that differs from others in one text alone, as nearly all of a stream's do: all of it but that is written once.
+#[derive(Debug)]
+pub(super) struct Mold {
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Mold {
+    /// Stands for the text in the event that a mold is made of.
+    pub(super) const TEXT: &str = "\0";
+
+    /// The mold of the event that `write` writes with [`TEXT`](Self::TEXT) in it.
+    pub(super) fn new(write: impl FnOnce(&mut Events)) -> Self {
+        let mut events = Events::default();
+        write(&mut events);
+        let mark = br#""\u0000""#;
+        let place = events.0.windows(mark.len()).position(|window| window == mark);
+        let place = place.expect("a mold is made of an event with a text. This is a bug.");
+        Self { before: events.0[..place].to_vec(), after: events.0[place + mark.len()..].to_vec() }
     }
 }
 
@@ -150,7 +182,7 @@ impl<C: Chunks> http_body::Body for Stream<C> {
         }
         if !this.events.0.is_empty() {
             this.is_idle = false;
-            let capacity = this.events.0.len();
+            let capacity = this.events.0.len().max(MIN_BUFFER_BYTES);
             let frame = std::mem::replace(&mut this.events.0, Vec::with_capacity(capacity));
             return Poll::Ready(Some(Ok(Frame::data(frame.into()))));
         }

@@ -1,5 +1,7 @@
 //! What one token adds to a text: bytes, for vocabularies that can cut a character in two, or text.
 
+use std::{borrow::Cow, sync::OnceLock};
+
 use tokenizers::{Decoder, DecoderWrapper};
 
 use super::{Tokenizer, tokenizer_error};
@@ -48,7 +50,7 @@ impl Tokenizer {
 
     /// What a token adds to a text; `None` if it has no part in one: a special token that is to be skipped, or an id
     /// out of the vocabulary. `begun` tells whether other tokens went before: SentencePiece writes the first without
-    /// its space.
+    /// its space. Behind others a token always adds the same, which is worked out once.
     ///
     /// # Errors
     /// If the decoder fails.
@@ -57,10 +59,22 @@ impl Tokenizer {
         id: u32,
         begun: bool,
         skip_special_tokens: bool,
-    ) -> Result<Option<Fragment>, TextError> {
+    ) -> Result<Option<Cow<'_, Fragment>>, TextError> {
         if skip_special_tokens && self.is_special(id) {
             return Ok(None);
         }
+        let known = self.inner.fragments.get(id as usize).filter(|_| begun);
+        if let Some(fragment) = known.and_then(OnceLock::get) {
+            return Ok(Some(Cow::Borrowed(fragment)));
+        }
+        let fragment = self.new_fragment(id, begun)?;
+        Ok(fragment.map(|fragment| match known {
+            Some(place) => Cow::Borrowed(place.get_or_init(|| fragment)),
+            None => Cow::Owned(fragment),
+        }))
+    }
+
+    fn new_fragment(&self, id: u32, begun: bool) -> Result<Option<Fragment>, TextError> {
         let Some(token) = self.id_to_token(id) else { return Ok(None) };
         let bytes = match self.inner.spelling {
             Spelling::ByteLevel => Some(byte_level_bytes(&token)),

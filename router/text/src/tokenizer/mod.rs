@@ -9,7 +9,7 @@ mod pretokenize;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anaphora_model::Gguf;
 
@@ -32,6 +32,8 @@ struct Inner {
     spelling: Spelling,
     /// Stands before other tokens to make them not the first.
     anchor: Option<Anchor>,
+    /// By id, what tokens add to a text that has begun; filled as they come.
+    fragments: Box<[OnceLock<Fragment>]>,
 }
 
 /// One token of a text, with where it came from.
@@ -134,7 +136,8 @@ impl Tokenizer {
         let vocab_size = pipeline.get_vocab_size(true);
         let spelling = Spelling::of(pipeline.get_decoder());
         let anchor = Anchor::find(&pipeline, vocab_size);
-        Self { inner: Arc::new(Inner { pipeline, special, vocab_size, spelling, anchor }) }
+        let fragments = (0..vocab_size).map(|_| OnceLock::new()).collect();
+        Self { inner: Arc::new(Inner { pipeline, special, vocab_size, spelling, anchor, fragments }) }
     }
 
     fn open_directory(path: &Path) -> Result<Self, TextError> {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     api::{
         ApiError, App, Family,
-        sse::{Chunks, Events},
+        sse::{Chunks, Events, Mold},
         types::{
             chat::{ChatCompletionChunk, ChatLogprobs, ChunkChoice, Delta, TokenLogprob},
             openai::FinishReason,
@@ -29,9 +29,11 @@ pub(super) struct ChatChunks {
     choices: Vec<ChoiceState>,
 }
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct ChoiceState {
     has_begun: bool,
+    /// Of chunks that have nothing but text.
+    mold: Option<Mold>,
     /// Of tokens whose text has not been shown yet.
     logprobs: Vec<TokenLogprob>,
 }
@@ -44,7 +46,7 @@ impl ChatChunks {
             tokenizer: app.text.tokenizer.clone(),
             asks_for_logprobs,
             includes_usage,
-            choices: vec![ChoiceState::default(); num_choices],
+            choices: (0..num_choices).map(|_| ChoiceState::default()).collect(),
         }
     }
 
@@ -75,6 +77,22 @@ impl ChatChunks {
     }
 }
 
+impl ChatChunks {
+    fn text(&mut self, index: usize, text: &str, events: &mut Events) {
+        let content = |text| Delta { role: None, content: Some(text) };
+        if self.asks_for_logprobs {
+            let logprobs = std::mem::take(&mut self.choices[index].logprobs);
+            return self.choice(index, content(text), logprobs, None, events);
+        }
+        let mold = self.choices[index].mold.take();
+        let mold = mold.unwrap_or_else(|| {
+            Mold::new(|events| self.choice(index, content(Mold::TEXT), Vec::new(), None, events))
+        });
+        events.text(&mold, text);
+        self.choices[index].mold = Some(mold);
+    }
+}
+
 impl Chunks for ChatChunks {
     const FAMILY: Family = Family::OpenAi;
 
@@ -95,9 +113,7 @@ impl Chunks for ChatChunks {
         }
         let is_last = delta.finish.is_some();
         if !delta.text.is_empty() || (is_last && !self.choices[index].logprobs.is_empty()) {
-            let logprobs = std::mem::take(&mut self.choices[index].logprobs);
-            let text = Delta { role: None, content: Some(&delta.text) };
-            self.choice(index, text, logprobs, None, events);
+            self.text(index, &delta.text, events);
         }
         if let Some(finish) = delta.finish {
             let finish = reply::finish_reason(&finish);

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     api::{
         ApiError, App, Family,
-        sse::{Chunks, Events},
+        sse::{Chunks, Events, Mold},
         types::completions::{Completion, CompletionChoice, CompletionLogprobs},
     },
     stream::{Delta, Totals},
@@ -31,6 +31,8 @@ struct ChoiceState {
     logprobs: CompletionLogprobs,
     /// Characters of the tokens so far.
     offset: usize,
+    /// Of events that have nothing but text.
+    mold: Option<Mold>,
 }
 
 impl CompletionChunks {
@@ -41,7 +43,8 @@ impl CompletionChunks {
         includes_usage: bool,
         prefixes: Vec<String>,
     ) -> Self {
-        let choice = |prefix| ChoiceState { prefix, logprobs: CompletionLogprobs::default(), offset: 0 };
+        let choice =
+            |prefix| ChoiceState { prefix, logprobs: CompletionLogprobs::default(), offset: 0, mold: None };
         Self {
             reply: Reply::new(app, "cmpl"),
             tokenizer: app.text.tokenizer.clone(),
@@ -86,13 +89,16 @@ impl Chunks for CompletionChunks {
         if !state.prefix.is_empty() {
             text.insert_str(0, &std::mem::take(&mut state.prefix));
         }
-        let choice = CompletionChoice {
-            index,
-            text,
-            logprobs: self.asks_for_logprobs.then_some(logprobs),
-            finish_reason: delta.finish.as_ref().map(reply::finish_reason),
-        };
-        self.event(&[choice], None, events);
+        let finish_reason = delta.finish.as_ref().map(reply::finish_reason);
+        if self.asks_for_logprobs || finish_reason.is_some() {
+            let logprobs = self.asks_for_logprobs.then_some(logprobs);
+            self.event(&[CompletionChoice { index, text, logprobs, finish_reason }], None, events);
+            return Ok(());
+        }
+        let mold = state.mold.take();
+        let mold = mold.unwrap_or_else(|| Mold::new(|events| self.event(&[text_only(index)], None, events)));
+        events.text(&mold, &text);
+        self.choices[index].mold = Some(mold);
         Ok(())
     }
 
@@ -102,4 +108,9 @@ impl Chunks for CompletionChunks {
         }
         events.line("[DONE]");
     }
+}
+
+/// What a mold is made of.
+fn text_only(index: usize) -> CompletionChoice {
+    CompletionChoice { index, text: Mold::TEXT.to_owned(), logprobs: None, finish_reason: None }
 }
