@@ -197,7 +197,7 @@ class Graphs:
         inputs = Inputs.of(padded, buffer.tensors)
 
         def launch() -> Tensor:
-            return self._forward(inputs, self._lengths(inputs, shape))
+            return self._forward(*self._rows(inputs, shape))
 
         if self._hidden.numel() == 0:
             self._hidden = torch.empty_like(launch())
@@ -211,14 +211,20 @@ class Graphs:
         shared = layout.shared_prefixes or _NOTHING_SHARED
         return replace(padded, shared_prefixes=pad_shared(shared, shape.size, self._slots.limits.max_context))
 
-    def _lengths(self, inputs: Inputs, shape: GraphShape) -> HostLengths:
-        """On a GPU nothing but the shape may be asked; on a CPU, where attention plans by lengths, the step's."""
+    def _rows(self, inputs: Inputs, shape: GraphShape) -> tuple[Inputs, HostLengths]:
+        """What a pass may know of the rows: on a GPU only the shape; on a CPU, which captures nothing, the rows."""
         if inputs.slots.is_cuda:
             longest_query = shape.size if shape.kind == "append" else 1
             bounds = (longest_query,) * shape.size, (self._slots.limits.max_context,) * shape.size
-            return HostLengths(*bounds, is_captured=True)
-        queries = torch.diff(inputs.query_starts)
-        return HostLengths(tuple(queries.tolist()), tuple(inputs.context_lengths.tolist()))
+            return inputs, HostLengths(*bounds, is_captured=True)
+        queries, contexts = torch.diff(inputs.query_starts), inputs.context_lengths
+        num_rows = int((queries > 0).sum())
+        present = inputs._replace(
+            slots=inputs.slots[:num_rows],
+            query_starts=inputs.query_starts[: num_rows + 1],
+            context_lengths=contexts[:num_rows],
+        )
+        return present, HostLengths(tuple(queries[:num_rows].tolist()), tuple(contexts[:num_rows].tolist()))
 
 
 def graph_capture(device: torch.device, kv_dtype: torch.dtype) -> Callable[[], Capture] | None:

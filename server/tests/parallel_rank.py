@@ -1,18 +1,25 @@
-"""One rank of test_parallel.py, as a process of its own: loads each model and writes its logits and greedy tokens.
+"""One rank of test_parallel.py, as a process of its own: loads each model and writes its logits and tokens.
 
 python parallel_rank.py RANK WORLD_SIZE RENDEZVOUS OUT_DIR MODEL...
 """
 
+import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from anaphora import _native
+from anaphora.graphs import Capture
 from anaphora.loader import load_model
 from anaphora.parallel import ParallelGroup
+from anaphora.progress import Progress
+from anaphora.wire import Limits
+from anaphora.worker import Worker
 from paged_driver import Driver
 from safetensors.torch import save_file
+from step_driver import Sequence, StepDriver
 
 PROMPTS = [[5, 9, 3, 11, 200, 210, 0], [7], list(range(40))]
 
@@ -22,6 +29,18 @@ def results(model: Path, group: ParallelGroup) -> tuple[torch.Tensor, list[list[
     loaded = load_model(model, dtype="float32", device=torch.device("cpu"), group=group)
     logits = Driver(loaded.model).prompt_logits(PROMPTS[-1], 16)
     return logits, Driver(loaded.model).greedy(PROMPTS, 24, 16), loaded.fingerprint
+
+
+def steps(model: Path, group: ParallelGroup, new_capture: Callable[[], Capture] | None) -> list[list[int]]:
+    """The tokens of each step of a worker: prompts at once, then decoding. Ranks other than 0 know none."""
+    device = torch.device("cpu")
+    worker = Worker(load_model(model, device=device, group=group), group, device, Progress(io.StringIO()), new_capture)
+    limits = Limits(block_size=16, max_rows=3, max_step_tokens=64, max_context=128, num_blocks=24)
+    driver = StepDriver(limits, worker.configure(limits))
+    sequences = [Sequence(prompt, 8) for prompt in PROMPTS]
+    for sequence in sequences:
+        driver.start(sequence)
+    return [worker.launch(driver.plan(sequences, 64)[0], 0.0).result().tokens.tolist() for _ in range(8)]
 
 
 def main() -> None:
@@ -36,7 +55,12 @@ def main() -> None:
     for index, model in enumerate(models):
         logits, tokens, fingerprint = results(Path(model), group)
         save_file({"logits": logits}, Path(out) / f"{index}-{rank}.safetensors")
-        (Path(out) / f"{index}-{rank}.json").write_text(json.dumps({"tokens": tokens, "fingerprint": fingerprint}))
+        answer = {
+            "tokens": tokens,
+            "fingerprint": fingerprint,
+            "steps": steps(Path(model), group, lambda: lambda run: run),
+        }
+        (Path(out) / f"{index}-{rank}.json").write_text(json.dumps(answer))
     group.close()
 
 
