@@ -3,6 +3,7 @@
 //! `tokenizer.json` is read by the `tokenizers` crate itself; a GGUF file's metadata is translated to the same pipeline
 //! by [`gguf`], so that both give the same ids.
 
+mod cuts;
 mod fragment;
 mod gguf;
 mod pretokenize;
@@ -12,8 +13,10 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anaphora_model::Gguf;
+use tokenizers::{Encoding, Token};
 
 use crate::error::TextError;
+pub(crate) use cuts::Cuts;
 use fragment::Anchor;
 pub(crate) use fragment::{Fragment, Spelling};
 
@@ -34,6 +37,9 @@ struct Inner {
     anchor: Option<Anchor>,
     /// By id, what tokens add to a text that has begun; filled as they come.
     fragments: Box<[OnceLock<Fragment>]>,
+    cuts: Cuts,
+    /// Ids that go before and after every text that asks for them; `None` if they depend on the text.
+    around: Option<(Vec<u32>, Vec<u32>)>,
 }
 
 /// One token of a text, with where it came from.
@@ -125,6 +131,17 @@ impl Tokenizer {
         self.inner.vocab_size
     }
 
+    /// Where texts may be cut.
+    pub(crate) fn cuts(&self) -> &Cuts {
+        &self.inner.cuts
+    }
+
+    /// The ids that `add_special_tokens` adds before and after a text; `None` if they depend on the text.
+    pub(crate) fn around(&self, add_special_tokens: bool) -> Option<(&[u32], &[u32])> {
+        let (before, after) = self.inner.around.as_ref()?;
+        Some(if add_special_tokens { (before, after) } else { (&[], &[]) })
+    }
+
     /// Whether there is a token of this id.
     pub(crate) fn has_id(&self, id: u32) -> bool {
         self.inner.pipeline.id_to_token(id).is_some()
@@ -137,7 +154,10 @@ impl Tokenizer {
         let spelling = Spelling::of(pipeline.get_decoder());
         let anchor = Anchor::find(&pipeline, vocab_size);
         let fragments = (0..vocab_size).map(|_| OnceLock::new()).collect();
-        Self { inner: Arc::new(Inner { pipeline, special, vocab_size, spelling, anchor, fragments }) }
+        let cuts = Cuts::of(&pipeline);
+        let around = around(&pipeline);
+        let inner = Inner { pipeline, special, vocab_size, spelling, anchor, fragments, cuts, around };
+        Self { inner: Arc::new(inner) }
     }
 
     fn open_directory(path: &Path) -> Result<Self, TextError> {
@@ -169,6 +189,22 @@ impl Tokenizer {
         pipeline.with_truncation(None).map_err(tokenizer_error)?.with_padding(None);
         Ok(Self::new(pipeline))
     }
+}
+
+/// What the pipeline's last step puts around a text, told by a stand-in for its ids.
+fn around(pipeline: &tokenizers::Tokenizer) -> Option<(Vec<u32>, Vec<u32>)> {
+    const TEXT: u32 = u32::MAX;
+    let process = |add_special_tokens| {
+        let stand_in = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
+        Some(pipeline.post_process(stand_in, None, add_special_tokens).ok()?.get_ids().to_vec())
+    };
+    if process(false)? != [TEXT] {
+        return None;
+    }
+    let ids = process(true)?;
+    let (before, after) = ids.split_at(ids.iter().position(|&id| id == TEXT)?);
+    let after = &after[1..];
+    (!after.contains(&TEXT)).then(|| (before.to_vec(), after.to_vec()))
 }
 
 fn tokenizer_error(error: impl std::fmt::Display) -> TextError {

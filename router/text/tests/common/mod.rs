@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+pub(crate) mod texts;
+
 use anaphora_text::Tokenizer;
 
 /// The styles of byte-level tokenizers in `fixtures/tiny`, each as `tokenizer.json` and as GGUF.
