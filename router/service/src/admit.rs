@@ -117,10 +117,11 @@ pub async fn admit(app: &App, context: &Context, mut spec: Spec) -> Result<Admit
     check_truncate(spec.truncate, bounds)?;
     check_cache_salt(&spec.cache_salt)?;
     check_num_sequences(&spec, app.max_concurrent_requests)?;
-    let tokenized = tokenize(app, std::mem::take(&mut spec.prompts), spec.truncate, bounds).await?;
+    let namespace = namespace(context, &replica, &spec.cache_salt);
+    let prompts = std::mem::take(&mut spec.prompts);
+    let tokenized = tokenize(app, prompts, spec.truncate, bounds, &namespace).await?;
     spec.priority = spec.priority.or(context.priority);
     let output = Arc::new(Output::new(app, &spec));
-    let namespace = namespace(context, &replica, &spec.cache_salt);
     let prompts = tokenized
         .into_iter()
         .map(|tokenized| admit_prompt(tokenized, &spec, &output, &namespace, bounds))

@@ -24,7 +24,7 @@ pub mod telemetry;
 
 use std::{ffi::OsString, io, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
-use anaphora_text::{TextConfig, TextError};
+use anaphora_text::{ChatTemplate, TextConfig, TextError};
 use tokio::{net::TcpListener, time::timeout};
 
 use self::{
@@ -186,7 +186,11 @@ async fn drain(engine: &Engine, limit: Duration) {
 }
 
 fn open_text(model: &ModelConfig) -> Result<Arc<TextConfig>, TextError> {
-    TextConfig::open(&model.path, model.tokenizer.as_deref(), model.tokenizer_config.as_deref()).map(Arc::new)
+    let text = TextConfig::open(&model.path, model.tokenizer.as_deref(), model.tokenizer_config.as_deref())?;
+    for rewrite in text.template.as_ref().map_or_else(Vec::new, ChatTemplate::rewrites) {
+        tracing::warn!("the chat template costs the prefix cache some of its use: {rewrite}");
+    }
+    Ok(Arc::new(text))
 }
 
 fn start_engine(config: &Config, text: &TextConfig, url: String, shutdown: &Shutdown) -> Engine {

@@ -6,7 +6,7 @@
 
 mod common;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use anaphora_text::{TokenCache, Tokenizer};
 use common::{smollm2, texts};
@@ -40,12 +40,14 @@ fn edit() -> impl Strategy<Value = Edit> {
 
 /// The two places in order, each at a character's beginning or the end.
 fn places(text: &str, from: Index, to: Index) -> (usize, usize) {
-    let place = |index: Index| {
-        let at = index.index(text.len() + 1);
-        (at..=text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len())
-    };
+    let place = |index: Index| floor(text, index.index(text.len() + 1));
     let (from, to) = (place(from), place(to));
     (from.min(to), from.max(to))
+}
+
+/// The last character's beginning at `at` or before it.
+fn floor(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
 fn apply(edit: Edit, earlier: &[String]) -> String {
@@ -54,8 +56,7 @@ fn apply(edit: Edit, earlier: &[String]) -> String {
         Edit::Append(more) => text.push_str(&more),
         Edit::Replace(from, to, other) => {
             let (from, to) = places(&text, from, to);
-            text.replace_range(from..to.min(from + 40).max(from), "");
-            text.insert_str(from, &other);
+            text.replace_range(from..floor(&text, to.min(from + 40)), &other);
         }
         Edit::Repeat(from, to) => {
             let (from, to) = places(&text, from, to);
@@ -63,17 +64,19 @@ fn apply(edit: Edit, earlier: &[String]) -> String {
             text.push_str(&again);
         }
         Edit::Return(index) if !earlier.is_empty() => text.clone_from(index.get(earlier)),
-        Edit::Prepend(index) if !earlier.is_empty() => text.insert_str(0, index.get(earlier)),
+        Edit::Prepend(index) if !earlier.is_empty() => text.insert_str(0, index.get::<String>(earlier)),
         Edit::Return(_) | Edit::Prepend(_) => {}
     }
-    let end = (0..=text.len().min(6000)).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    text.truncate(end);
+    text.truncate(floor(&text, 6000));
     text
 }
 
+/// Name, tokenizer, and a cache for it.
+type Caching = (String, Tokenizer, TokenCache<bool>);
+
 /// Every tokenizer with a cache that outlives the cases, so that they disturb one another; small, so that it drops things.
-fn caches() -> &'static [(String, Tokenizer, TokenCache)] {
-    static CACHES: OnceLock<Vec<(String, Tokenizer, TokenCache)>> = OnceLock::new();
+fn caches() -> &'static [Caching] {
+    static CACHES: OnceLock<Vec<Caching>> = OnceLock::new();
     CACHES.get_or_init(|| {
         let smollm2 = ("SmolLM2".to_owned(), Tokenizer::open(&smollm2()).unwrap());
         let all = texts::tokenizers().into_iter().chain([smollm2]);
@@ -87,7 +90,7 @@ fn caches() -> &'static [(String, Tokenizer, TokenCache)] {
 
 fn config() -> ProptestConfig {
     // A million cases of five edits each, over sixteen tokenizers in turn, when asked; a few seconds' worth otherwise.
-    ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").map_or(300, |cases| cases.parse().unwrap()))
+    ProptestConfig::with_cases(std::env::var("PROPTEST_CASES").map_or(60, |cases| cases.parse().unwrap()))
 }
 
 proptest! {
@@ -96,11 +99,10 @@ proptest! {
     #[test]
     fn ids_are_those_of_a_full_encode(which in any::<Index>(), edits in proptest::collection::vec(edit(), 1..6), threads in 1..3_usize, special in any::<bool>()) {
         let (name, tokenizer, cache) = which.get(caches());
-        let namespace: Arc<[u8]> = Arc::from([u8::from(special)]);
         let mut earlier = Vec::new();
         for edit in edits {
             let text = apply(edit, &earlier);
-            let ids = cache.find(&namespace, &text).encode(special, threads).unwrap();
+            let ids = cache.find(&special, &text).encode(special, threads).unwrap();
             prop_assert_eq!(ids, tokenizer.encode(&text, special).unwrap(), "{}: {:?}", name, &text);
             prop_assert!(cache.num_bytes() <= 1 << 20);
             earlier.push(text);
@@ -133,21 +135,22 @@ fn conversation(num_bytes: usize) -> String {
 fn a_text_that_grows_costs_what_is_new() {
     let tokenizer = Tokenizer::open(&smollm2()).unwrap();
     let cache = TokenCache::new(tokenizer.clone(), 16 << 20);
-    let (here, there): (Arc<[u8]>, Arc<[u8]>) = (Arc::from(&b"here"[..]), Arc::from(&b"there"[..]));
-    let mut text = conversation(300_000);
-    let new_bytes = |namespace: &Arc<[u8]>, text: &str| {
+    let (here, there) = ("here", "there");
+    let mut text = conversation(60_000);
+    let new_bytes = |namespace: &&'static str, text: &str| {
         let lookup = cache.find(namespace, text);
         let num_new = lookup.num_new_bytes();
         assert_eq!(lookup.encode(true, 2).unwrap(), tokenizer.encode(text, true).unwrap());
         num_new
     };
     assert_eq!(new_bytes(&here, &text), text.len());
-    for _ in 0..20 {
+    for _ in 0..4 {
         text.push_str(" and that is what is new about it.<|im_end|>\n<|im_start|>user\nWhat then?");
         assert!(new_bytes(&here, &text) < 1024);
     }
     // An edit in the middle, and a text that goes before all of it.
-    text.replace_range(150_000..150_005, "EDITED");
+    let middle = floor(&text, text.len() / 2);
+    text.insert_str(middle, "EDITED");
     assert!(new_bytes(&here, &text) < 24 << 10);
     text.insert_str(0, "<|im_start|>system\nBe brief.<|im_end|>\n");
     assert!(new_bytes(&here, &text) < 24 << 10);
@@ -158,12 +161,11 @@ fn a_text_that_grows_costs_what_is_new() {
 #[test]
 fn many_long_texts_stay_within_the_bound() {
     let tokenizer = common::tokenizer("smollm", "json");
-    let cache = TokenCache::new(tokenizer, 1 << 20);
-    let namespace: Arc<[u8]> = Arc::from(&b""[..]);
-    for round in 0..40 {
-        let text = format!("{round}{}", conversation(40_000).replace("alpha", &format!("w{round}")));
-        cache.find(&namespace, &text).encode(false, 1).unwrap();
-        assert!(cache.num_bytes() <= 1 << 20);
+    let cache = TokenCache::new(tokenizer, 1 << 18);
+    for round in 0..8 {
+        let text = format!("{round}{}", conversation(20_000).replace("alpha", &format!("w{round}")));
+        cache.find(&(), &text).encode(false, 1).unwrap();
+        assert!(cache.num_bytes() <= 1 << 18);
     }
-    assert!(cache.num_bytes() > 1 << 19);
+    assert!(cache.num_bytes() > 1 << 17);
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, SystemTime};
 
-use anaphora_text::{ChatTemplate, TemplateError, TemplateInput};
+use anaphora_text::{ChatTemplate, Rewrite, TemplateError, TemplateInput};
 use common::{fixture, json};
 use serde_json::{Map, Value as Json, json};
 
@@ -149,4 +149,25 @@ fn there_is_no_time_without_a_clock() {
         now: None,
     };
     assert!(matches!(template.render(&input), Err(TemplateError::Render(_))));
+}
+
+#[test]
+fn what_templates_rewrite() {
+    for (name, expect) in [
+        ("chatml", vec![]),
+        ("llama3", vec![Rewrite::Date]),
+        ("gemma", vec![]),
+        ("mistral", vec![]),
+        ("qwen3", vec![Rewrite::LastAnswer]),
+        ("dates", vec![Rewrite::Date]),
+    ] {
+        let source = std::fs::read_to_string(fixture(&format!("templates/{name}.jinja"))).unwrap();
+        let template = ChatTemplate::new(&source, Some("<s>"), Some("</s>")).unwrap();
+        assert_eq!(template.rewrites(), expect, "{name}");
+    }
+    let counting = "{{ messages | length }}{% for message in messages %}<{{ message.content }}>{% endfor %}";
+    let template = ChatTemplate::new(counting, None, None).unwrap();
+    assert_eq!(template.rewrites(), [Rewrite::History, Rewrite::LastAnswer]);
+    let refusing = ChatTemplate::new("{{ raise_exception('no') }}", None, None).unwrap();
+    assert_eq!(refusing.rewrites(), []);
 }

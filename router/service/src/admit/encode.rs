@@ -8,7 +8,8 @@ use std::{
     time::SystemTime,
 };
 
-use anaphora_text::{TemplateInput, TextConfig, Tokenizer};
+use anaphora_core::request::Namespace;
+use anaphora_text::{TemplateInput, TextConfig, TokenCache, Tokenizer};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
@@ -58,7 +59,7 @@ pub struct Tokenized {
     pub ids: Vec<u32>,
 }
 
-/// Tokenises `prompts` and keeps the last `truncate` tokens of each.
+/// Tokenises `prompts` and keeps the last `truncate` tokens of each. What was tokenised before in `namespace` is not again.
 ///
 /// # Errors
 /// If the pool is full, or a prompt is empty, too long to be worth it, or cannot be rendered or tokenised.
@@ -67,14 +68,21 @@ pub async fn tokenize(
     prompts: Vec<Prompt>,
     truncate: Option<u32>,
     bounds: Bounds,
+    namespace: &Namespace,
 ) -> Result<Vec<Tokenized>, ApiError> {
-    let text = Arc::clone(&app.text);
-    let bytes_per_token = app.encoder.bytes_per_token;
-    let job = move || {
-        let one = |prompt| tokenize_one(&text, prompt, truncate, bounds, bytes_per_token);
-        prompts.into_iter().map(one).collect::<Result<Vec<_>, AdmitError>>()
+    let job = TokenizeJob {
+        text: Arc::clone(&app.text),
+        cache: Arc::clone(&app.encoder.cache),
+        permits: Arc::clone(&app.encoder.permits),
+        namespace: Arc::new(namespace.clone()),
+        truncate,
+        bounds,
+        bytes_per_token: app.encoder.bytes_per_token,
     };
-    Ok(app.encoder.run(job).await??)
+    let all = move || {
+        prompts.into_iter().map(|prompt| job.tokenize(prompt)).collect::<Result<Vec<_>, AdmitError>>()
+    };
+    Ok(app.encoder.run(all).await??)
 }
 
 /// What the chat template makes of `chat`.
@@ -86,38 +94,58 @@ pub async fn render(app: &App, chat: ChatPrompt) -> Result<String, ApiError> {
     Ok(app.encoder.run(move || render_one(&text, &chat)).await??)
 }
 
-fn tokenize_one(
-    text_config: &TextConfig,
-    prompt: Prompt,
+/// The prompts of one request, on their way through the pool.
+struct TokenizeJob {
+    text: Arc<TextConfig>,
+    cache: Arc<TokenCache<Arc<Namespace>>>,
+    permits: Arc<Semaphore>,
+    namespace: Arc<Namespace>,
     truncate: Option<u32>,
     bounds: Bounds,
     bytes_per_token: usize,
-) -> Result<Tokenized, AdmitError> {
-    let (text, add_special_tokens) = match prompt {
-        Prompt::Tokens { ids, param } => return check_ids(ids, &param, bounds),
-        Prompt::Text { text, add_special_tokens } => (text, add_special_tokens),
-        Prompt::Chat(chat) => (render_one(text_config, &chat)?, false),
-    };
-    let tail = match truncate {
-        None => {
-            check_size(&text, bounds, bytes_per_token)?;
-            text.as_str()
+}
+
+impl TokenizeJob {
+    fn tokenize(&self, prompt: Prompt) -> Result<Tokenized, AdmitError> {
+        let (text, add_special_tokens) = match prompt {
+            Prompt::Tokens { ids, param } => return check_ids(ids, &param, self.bounds),
+            Prompt::Text { text, add_special_tokens } => (text, add_special_tokens),
+            Prompt::Chat(chat) => (render_one(&self.text, &chat)?, false),
+        };
+        let encoded = match self.truncate {
+            None => {
+                check_size(&text, self.bounds, self.bytes_per_token)?;
+                self.encode(&text, add_special_tokens)
+            }
+            // What lies before the last so many bytes cannot be among the last so many tokens.
+            Some(count) => {
+                let max_bytes = (count as usize).saturating_mul(self.bytes_per_token);
+                self.encode(last_bytes(&text, max_bytes), add_special_tokens)
+            }
+        };
+        let mut ids = encoded?;
+        if let Some(truncate) = self.truncate {
+            ids.drain(..ids.len().saturating_sub(truncate as usize));
         }
-        // What lies before the last so many bytes cannot be among the last so many tokens.
-        Some(count) => last_bytes(&text, (count as usize).saturating_mul(bytes_per_token)),
-    };
-    let encoded = text_config.tokenizer.encode(tail, add_special_tokens);
-    let mut ids = encoded.map_err(|error| AdmitError::Tokenizer(error.to_string()))?;
-    if let Some(truncate) = truncate {
-        ids.drain(..ids.len().saturating_sub(truncate as usize));
+        match ids.iter().copied().max() {
+            None => Err(invalid("prompt", "the prompt has no tokens")),
+            Some(id) if id >= self.bounds.vocab_size => {
+                let message = "the prompt has a token that the model does not know";
+                Err(AdmitError::Tokenizer(message.to_owned()))
+            }
+            Some(_) => Ok(Tokenized { text: Some(text), ids }),
+        }
     }
-    if ids.is_empty() {
-        return Err(invalid("prompt", "the prompt has no tokens"));
+
+    /// The ids of `text`. A long one takes threads of the pool that have nothing to do, besides its own.
+    fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, AdmitError> {
+        let lookup = self.cache.find(&self.namespace, text);
+        let num_spare = self.permits.available_permits().min(lookup.num_useful_threads() - 1);
+        let helpers = u32::try_from(num_spare).ok().and_then(|num| self.permits.try_acquire_many(num).ok());
+        let num_threads = 1 + helpers.as_ref().map_or(0, |permit| permit.num_permits());
+        let ids = lookup.encode(add_special_tokens, num_threads);
+        ids.map_err(|error| AdmitError::Tokenizer(error.to_string()))
     }
-    if ids.iter().any(|id| *id >= bounds.vocab_size) {
-        return Err(AdmitError::Tokenizer("the prompt has a token that the model does not know".to_owned()));
-    }
-    Ok(Tokenized { text: Some(text), ids })
 }
 
 /// A text of so many bytes that it must have too many tokens need not be tokenised.
@@ -162,9 +190,14 @@ fn last_bytes(text: &str, max_bytes: usize) -> &str {
 
 // === the pool ===
 
-/// A bounded pool of threads for work that would hold up the reactor: parsing, templates, tokenising.
+/// Bytes of the token cache: some 150 conversations of 200,000 tokens.
+const CACHE_BYTES: usize = 512 << 20;
+
+/// A bounded pool of threads for work that would hold up the reactor: parsing, templates, tokenising. With it goes what they
+/// have tokenised before.
 #[derive(Debug)]
 pub struct Encoder {
+    cache: Arc<TokenCache<Arc<Namespace>>>,
     permits: Arc<Semaphore>,
     /// Jobs running and waiting.
     num_jobs: Arc<AtomicUsize>,
@@ -190,6 +223,7 @@ impl Encoder {
     pub fn new(num_threads: usize, max_waiting: usize, tokenizer: &Tokenizer) -> Self {
         let num_threads = num_threads.max(1);
         Self {
+            cache: Arc::new(TokenCache::new(tokenizer.clone(), CACHE_BYTES)),
             permits: Arc::new(Semaphore::new(num_threads)),
             num_jobs: Arc::default(),
             max_jobs: num_threads + max_waiting,

@@ -16,6 +16,7 @@
 mod chunk;
 mod store;
 
+use std::hash::Hash;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -28,18 +29,18 @@ use crate::tokenizer::Tokenizer;
 /// Below so many bytes of new text, another thread costs more than it saves.
 const MIN_BYTES_PER_THREAD: usize = 16 << 10;
 
-/// A tokenizer that remembers. Shared between threads; see the [module](self).
+/// A tokenizer that remembers, for each namespace `N` by itself. Share it between threads.
 #[derive(Debug)]
-pub struct TokenCache {
+pub struct TokenCache<N> {
     tokenizer: Tokenizer,
-    store: RwLock<Store>,
+    store: RwLock<Store<N>>,
 }
 
 /// A text, and which of its chunks are known.
 #[derive(Debug)]
-pub struct Lookup<'a> {
-    cache: &'a TokenCache,
-    namespace: &'a Arc<[u8]>,
+pub struct Lookup<'a, N> {
+    cache: &'a TokenCache<N>,
+    namespace: &'a N,
     text: &'a str,
     parts: Vec<Part>,
     /// The coarse chunks, in order.
@@ -62,7 +63,7 @@ enum Coarse {
 /// Indices of parts, and their ids.
 type Encoded = Vec<(usize, Arc<[u32]>)>;
 
-impl TokenCache {
+impl<N: Clone + Eq + Hash + Send + Sync> TokenCache<N> {
     /// A cache of at most `max_bytes`, bookkeeping included.
     #[must_use]
     pub fn new(tokenizer: Tokenizer, max_bytes: usize) -> Self {
@@ -70,7 +71,7 @@ impl TokenCache {
     }
 
     /// Looks up what of `text` was encoded before in `namespace`.
-    pub fn find<'a>(&'a self, namespace: &'a Arc<[u8]>, text: &'a str) -> Lookup<'a> {
+    pub fn find<'a>(&'a self, namespace: &'a N, text: &'a str) -> Lookup<'a, N> {
         let mut lookup = Lookup { cache: self, namespace, text, parts: Vec::new(), coarse: Vec::new() };
         lookup.walk(&self.store.read().unwrap_or_else(PoisonError::into_inner));
         lookup
@@ -84,7 +85,7 @@ impl TokenCache {
 
 // === impl Lookup ===
 
-impl Lookup<'_> {
+impl<N: Clone + Eq + Hash + Send + Sync> Lookup<'_, N> {
     /// Bytes of the text that have to be encoded.
     pub fn num_new_bytes(&self) -> usize {
         self.new_parts().map(|part| part.bytes.len()).sum()
@@ -124,7 +125,7 @@ impl Lookup<'_> {
     }
 
     /// Cuts the text into parts, and fills in the ids of those that `store` has.
-    fn walk(&mut self, store: &Store) {
+    fn walk(&mut self, store: &Store<N>) {
         let (cuts, text) = (self.cache.tokenizer.cuts(), self.text);
         let (mut at, mut previous) = (0, None);
         while at < text.len() {
@@ -157,7 +158,7 @@ impl Lookup<'_> {
         }
     }
 
-    fn walk_fine(&mut self, store: &Store, range: Range<usize>) {
+    fn walk_fine(&mut self, store: &Store<N>, range: Range<usize>) {
         let cuts = self.cache.tokenizer.cuts();
         let mut at = range.start;
         while at < range.end {

@@ -4,7 +4,7 @@
 //! since the clock's hand came by last (CLOCK, Corbató 1968), so that a hit writes one flag and needs no exclusive lock.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
@@ -17,8 +17,8 @@ const NONE: SlotId = SlotId::MAX;
 const OVERHEAD: usize = 192;
 
 #[derive(Debug)]
-pub(super) struct Store {
-    slots: Vec<Option<Chunk>>,
+pub(super) struct Store<N> {
+    slots: Vec<Option<Chunk<N>>>,
     vacant: Vec<SlotId>,
     by_hash: HashMap<u64, SlotId>,
     hasher: RandomState,
@@ -28,8 +28,8 @@ pub(super) struct Store {
 }
 
 #[derive(Debug)]
-struct Chunk {
-    namespace: Arc<[u8]>,
+struct Chunk<N> {
+    namespace: N,
     text: Box<str>,
     ids: Arc<[u32]>,
     hash: u64,
@@ -38,7 +38,7 @@ struct Chunk {
     used: AtomicBool,
 }
 
-impl Store {
+impl<N: Clone + Eq + Hash> Store<N> {
     pub(super) fn new(max_bytes: usize) -> Self {
         Self {
             slots: Vec::new(),
@@ -56,18 +56,18 @@ impl Store {
     }
 
     /// The chunk of exactly this text.
-    pub(super) fn get(&self, namespace: &[u8], text: &str) -> Option<SlotId> {
+    pub(super) fn get(&self, namespace: &N, text: &str) -> Option<SlotId> {
         let slot = *self.by_hash.get(&self.hash(namespace, text))?;
         let chunk = self.chunk(slot)?;
-        let is_it = *chunk.namespace == *namespace && *chunk.text == *text;
+        let is_it = chunk.namespace == *namespace && *chunk.text == *text;
         is_it.then(|| chunk.touch(slot))
     }
 
     /// The chunk that came after `previous` when last seen, if `text` begins with it.
-    pub(super) fn follow(&self, previous: Option<SlotId>, namespace: &[u8], text: &str) -> Option<SlotId> {
+    pub(super) fn follow(&self, previous: Option<SlotId>, namespace: &N, text: &str) -> Option<SlotId> {
         let slot = self.chunk(previous?)?.next.load(Relaxed);
         let chunk = self.chunk(slot)?;
-        let is_it = *chunk.namespace == *namespace && text.as_bytes().starts_with(chunk.text.as_bytes());
+        let is_it = chunk.namespace == *namespace && text.as_bytes().starts_with(chunk.text.as_bytes());
         is_it.then(|| chunk.touch(slot))
     }
 
@@ -89,7 +89,7 @@ impl Store {
     }
 
     /// Keeps a chunk, dropping others if it must; `None` if this one is too big to be worth that.
-    pub(super) fn insert(&mut self, namespace: &Arc<[u8]>, text: &str, ids: Arc<[u32]>) -> Option<SlotId> {
+    pub(super) fn insert(&mut self, namespace: &N, text: &str, ids: Arc<[u32]>) -> Option<SlotId> {
         if let Some(slot) = self.get(namespace, text) {
             return Some(slot);
         }
@@ -98,7 +98,7 @@ impl Store {
             self.remove(other);
         }
         let chunk = Chunk {
-            namespace: Arc::clone(namespace),
+            namespace: namespace.clone(),
             text: text.into(),
             ids,
             hash,
@@ -141,18 +141,18 @@ impl Store {
         }
     }
 
-    fn chunk(&self, slot: SlotId) -> Option<&Chunk> {
+    fn chunk(&self, slot: SlotId) -> Option<&Chunk<N>> {
         self.slots.get(slot as usize)?.as_ref()
     }
 
-    fn hash(&self, namespace: &[u8], text: &str) -> u64 {
+    fn hash(&self, namespace: &N, text: &str) -> u64 {
         self.hasher.hash_one((namespace, text))
     }
 }
 
 // === impl Chunk ===
 
-impl Chunk {
+impl<N> Chunk<N> {
     fn num_bytes(&self) -> usize {
         self.text.len() + size_of_val(&*self.ids) + OVERHEAD
     }
@@ -169,13 +169,9 @@ impl Chunk {
 mod tests {
     use super::*;
 
-    fn namespace(name: &str) -> Arc<[u8]> {
-        Arc::from(name.as_bytes())
-    }
-
     #[test]
     fn what_is_used_outlives_what_is_not() {
-        let (here, there) = (namespace("here"), namespace("there"));
+        let (here, there) = ("here", "there");
         let mut store = Store::new(16 * (OVERHEAD + 5));
         let kept = store.insert(&here, "a", [1].into()).unwrap();
         for round in 0..1000_u32 {
@@ -193,13 +189,13 @@ mod tests {
     #[test]
     fn a_chunk_that_would_drop_much_else_is_not_kept() {
         let mut store = Store::new(8 * OVERHEAD);
-        assert_eq!(store.insert(&namespace(""), "a", Arc::default()), None);
+        assert_eq!(store.insert(&"", "a", Arc::default()), None);
         assert_eq!(store.num_bytes(), 0);
     }
 
     #[test]
     fn hints_are_only_hints() {
-        let (here, there) = (namespace("here"), namespace("there"));
+        let (here, there) = ("here", "there");
         let mut store = Store::new(1 << 20);
         let first = store.insert(&here, "a", [1].into()).unwrap();
         let second = store.insert(&here, "bc", [2].into()).unwrap();

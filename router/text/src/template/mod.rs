@@ -10,6 +10,7 @@ mod filters;
 mod json;
 mod pycompat;
 mod python;
+mod rewrites;
 mod strftime;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::error::TemplateError;
+pub use rewrites::Rewrite;
 
 /// The one template of each environment.
 const NAME: &str = "chat";

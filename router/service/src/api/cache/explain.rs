@@ -26,7 +26,7 @@ pub(in crate::api) async fn explain(
     let namespace = admit::namespace(&context, &replica, &spec.cache_salt);
     let located = Located::messages(&spec.prompts);
     let bounds = Bounds::new(&app, &replica);
-    let tokenized = admit::tokenize(&app, spec.prompts, spec.truncate, bounds).await?;
+    let tokenized = admit::tokenize(&app, spec.prompts, spec.truncate, bounds, &namespace).await?;
     let Some(prompt) = tokenized.into_iter().next() else {
         return Err(ApiError::Internal("a request without a prompt was lowered".to_owned()).into());
     };

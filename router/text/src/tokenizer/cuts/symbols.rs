@@ -5,10 +5,12 @@
 
 use regex_syntax::hir::ClassUnicode;
 
-/// Letters (Lu, Ll, Lo) beyond ASCII: Latin-1, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Thai, kana, Han, Hangul.
+/// Letters (Lu, Ll, Lo) beyond ASCII: Latin-1, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Thai, kana, Han, Hangul. Without ß, which
+/// Oniguruma takes for two letters where it disregards case.
 const LETTERS: &[(char, char)] = &[
     ('\u{C0}', '\u{D6}'),
-    ('\u{D8}', '\u{F6}'),
+    ('\u{D8}', '\u{DE}'),
+    ('\u{E0}', '\u{F6}'),
     ('\u{F8}', '\u{FF}'),
     ('\u{391}', '\u{3A1}'),
     ('\u{3A3}', '\u{3A9}'),
@@ -171,16 +173,15 @@ mod tests {
             NFC.normalize(&mut normalised).unwrap();
             normalised.get().to_owned()
         };
+        let characters =
+            Symbol::all().flat_map(|symbol| symbol.ranges()).flat_map(|(first, last)| first..=last);
+        let characters = characters.collect::<Vec<_>>();
         // Bases that compose with much, and marks that wait for a base.
         for before in ["e", "ㄱ", "\u{1100}", "가", "は", "न", "\u{627}", "\u{301}", "\u{3099}"] {
-            for symbol in Symbol::all() {
-                for (first, last) in symbol.ranges() {
-                    for character in first..=last {
-                        let alone = normalise(before) + &String::from(character);
-                        assert_eq!(normalise(&format!("{before}{character}")), alone, "{before} {character}");
-                    }
-                }
-            }
+            let after = |before: &str| {
+                characters.iter().map(|character| format!("{before}{character}|")).collect::<String>()
+            };
+            assert!(normalise(&after(before)) == after(&normalise(before)), "{before}");
         }
     }
 }

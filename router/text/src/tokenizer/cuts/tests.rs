@@ -65,7 +65,7 @@ fn cuts_are_plenty_in_plain_text() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("PROPTEST_CASES").map_or(800, |cases| cases.parse().unwrap())
+        std::env::var("PROPTEST_CASES").map_or(200, |cases| cases.parse().unwrap())
     ))]
 
     #[test]
