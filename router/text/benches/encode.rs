@@ -128,7 +128,6 @@ fn report(what: &str, time: Duration, full: Duration) {
 }
 
 /// The SmolLM2 file that `make model` fetches.
-#[expect(clippy::disallowed_methods, reason = "where caches are is for the environment to say")]
 fn model() -> PathBuf {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let cache = variable("ANAPHORA_CACHE").or_else(|| Some(variable("XDG_CACHE_HOME")?.join("anaphora")));
