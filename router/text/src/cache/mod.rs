@@ -198,31 +198,48 @@ impl<N: Clone + Eq + Hash + Send + Sync> Lookup<'_, N> {
         Ok(encoded)
     }
 
-    /// Puts what was new into the store: fine chunks, the coarse ones that they make up, and which came after which.
+    /// Puts what was new into the store: fine chunks, the coarse ones that they make up, and which came after which. The lock
+    /// is let go between coarse chunks, so that a long text holds nobody up.
     fn remember(&self, is_new: &[bool]) {
-        let mut store = self.cache.store.write().unwrap_or_else(PoisonError::into_inner);
-        for (part, _) in self.parts.iter().zip(is_new).filter(|(_, is_new)| **is_new) {
+        let (mut previous, mut first_left) = (None, 0);
+        for coarse in &self.coarse {
+            let slot = match coarse {
+                Coarse::Known(slot) => {
+                    first_left += 1;
+                    Some(*slot)
+                }
+                Coarse::New(parts) => {
+                    first_left = parts.end;
+                    self.write(|store| {
+                        self.insert_fine(store, parts.clone(), is_new);
+                        self.insert_coarse(store, &self.parts[parts.clone()])
+                    })
+                }
+            };
+            if let (Some(previous), Some(slot)) = (previous, slot) {
+                self.write(|store| store.link(previous, slot));
+            }
+            previous = slot;
+        }
+        self.write(|store| self.insert_fine(store, first_left..self.parts.len(), is_new));
+    }
+
+    fn insert_fine(&self, store: &mut Store<N>, parts: Range<usize>, is_new: &[bool]) {
+        for part in parts.filter(|&part| is_new[part]).map(|part| &self.parts[part]) {
             // The rest of a text ends in no cut: what comes after it may change its ids.
             if let Some(ids) = part.ids.as_ref().filter(|_| part.bytes.end < self.text.len()) {
                 store.insert(self.namespace, &self.text[part.bytes.clone()], Arc::clone(ids));
             }
         }
-        let mut previous = None;
-        for coarse in &self.coarse {
-            let slot = match coarse {
-                Coarse::Known(slot) => Some(*slot),
-                Coarse::New(parts) => {
-                    let parts = &self.parts[parts.clone()];
-                    let bytes = parts[0].bytes.start..parts[parts.len() - 1].bytes.end;
-                    let ids =
-                        parts.iter().filter_map(|part| part.ids.as_deref()).collect::<Vec<_>>().concat();
-                    store.insert(self.namespace, &self.text[bytes], Arc::from(ids))
-                }
-            };
-            if let (Some(previous), Some(slot)) = (previous, slot) {
-                store.link(previous, slot);
-            }
-            previous = slot;
-        }
+    }
+
+    fn insert_coarse(&self, store: &mut Store<N>, parts: &[Part]) -> Option<SlotId> {
+        let bytes = parts.first()?.bytes.start..parts.last()?.bytes.end;
+        let ids = parts.iter().filter_map(|part| part.ids.as_deref()).collect::<Vec<_>>().concat();
+        store.insert(self.namespace, &self.text[bytes], Arc::from(ids))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut Store<N>) -> T) -> T {
+        change(&mut self.cache.store.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
