@@ -13,6 +13,7 @@ mod python;
 mod rewrites;
 mod strftime;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::SystemTime;
@@ -98,7 +99,11 @@ impl ChatTemplate {
     /// # Errors
     /// Every variant of [`TemplateError`] but `Syntax`.
     pub fn render(&self, input: &TemplateInput<'_>) -> Result<String, TemplateError> {
-        let mut messages = normalise_messages(input.messages)?;
+        let invalid = || TemplateError::Render("messages must be an array of objects".to_owned());
+        let messages = input.messages.as_array().ok_or_else(invalid)?;
+        let messages = messages.iter().map(|message| message.as_object().ok_or_else(invalid));
+        let mut messages =
+            messages.map(|message| Ok(Cow::Borrowed(message?))).collect::<Result<Vec<_>, _>>()?;
         let continued =
             if input.continue_final_message { Some(self.mark_final(input, &mut messages)?) } else { None };
         let fuel =
@@ -108,7 +113,8 @@ impl ChatTemplate {
         environment.set_fuel(Some(fuel));
         let template = environment.get_template(NAME).map_err(|error| render_error(&error, fuel))?;
         let mut output = Capped { bytes: Vec::new(), over: false };
-        let variables = self.variables(input, &messages);
+        let messages = messages.iter().map(|message| message_value(message)).collect();
+        let variables = self.variables(input, messages);
         if let Err(error) = template.render_captured_to(variables, &mut output) {
             return Err(if output.over {
                 TemplateError::TooLong(MAX_OUTPUT_BYTES)
@@ -123,7 +129,7 @@ impl ChatTemplate {
         }
     }
 
-    fn variables(&self, input: &TemplateInput<'_>, messages: &Json) -> Value {
+    fn variables(&self, input: &TemplateInput<'_>, messages: Value) -> Value {
         let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
         for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
             if let Some(token) = token {
@@ -134,7 +140,7 @@ impl ChatTemplate {
             .extend(input.kwargs.iter().map(|(name, value)| (name.as_str(), Value::from_serialize(value))));
         let now = input.now;
         variables.insert("strftime_now", Value::from_function(move |format: &str| strftime_now(now, format)));
-        variables.insert("messages", Value::from_serialize(messages));
+        variables.insert("messages", messages);
         variables.insert("tools", input.tools.map_or(Value::from(()), Value::from_serialize));
         variables.entry("documents").or_insert(Value::from(()));
         variables.insert("add_generation_prompt", Value::from(input.add_generation_prompt));
@@ -142,12 +148,16 @@ impl ChatTemplate {
     }
 
     /// Puts the tag behind the final message's text, and returns that text.
-    fn mark_final(&self, input: &TemplateInput<'_>, messages: &mut Json) -> Result<String, TemplateError> {
+    fn mark_final(
+        &self,
+        input: &TemplateInput<'_>,
+        messages: &mut [Cow<'_, Map<String, Json>>],
+    ) -> Result<String, TemplateError> {
         let fail = |reason: &str| Err(TemplateError::CannotContinue(reason.to_owned()));
         if input.add_generation_prompt {
             return fail("continue_final_message and add_generation_prompt exclude each other");
         }
-        let Some(message) = messages.as_array_mut().and_then(|messages| messages.last_mut()) else {
+        let Some(message) = messages.last_mut().map(Cow::to_mut) else {
             return fail("continue_final_message is set but there are no messages");
         };
         if !self.source.contains("content") {
@@ -193,22 +203,19 @@ fn cut_after_final(mut text: String, final_text: &str) -> Result<String, Templat
     }
 }
 
-/// Leaves out null fields, and passes reasoning under each of its names, as `transformers` does.
-fn normalise_messages(messages: &Json) -> Result<Json, TemplateError> {
-    let invalid = || TemplateError::Render("messages must be an array of objects".to_owned());
-    let mut normalised = Vec::new();
-    for message in messages.as_array().ok_or_else(invalid)? {
-        let fields = message.as_object().ok_or_else(invalid)?;
-        let fields = fields.iter().filter(|(_, value)| !value.is_null());
-        let mut fields: Map<String, Json> =
-            fields.map(|(name, value)| (name.clone(), value.clone())).collect();
-        if let Some(reasoning) = REASONING_FIELDS.iter().find_map(|name| fields.get(*name)).cloned() {
-            fields.entry("thinking").or_insert_with(|| reasoning.clone());
-            fields.insert("reasoning_content".to_owned(), reasoning);
+/// A message as templates see it: without null fields, and with reasoning under each of its names, as in `transformers`.
+fn message_value(message: &Map<String, Json>) -> Value {
+    let fields = message.iter().filter(|(_, value)| !value.is_null());
+    let mut fields =
+        fields.map(|(name, value)| (name.as_str(), Value::from_serialize(value))).collect::<Vec<_>>();
+    let field = |name: &str| fields.iter().find(|(other, _)| *other == name).map(|(_, value)| value.clone());
+    if let Some(reasoning) = REASONING_FIELDS.into_iter().find_map(field) {
+        if field("thinking").is_none() {
+            fields.push(("thinking", reasoning.clone()));
         }
-        normalised.push(Json::Object(fields));
+        fields.push(("reasoning_content", reasoning));
     }
-    Ok(Json::Array(normalised))
+    fields.into_iter().collect()
 }
 
 fn count_values(value: &Json) -> u64 {
