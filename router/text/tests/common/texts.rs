@@ -152,7 +152,6 @@ fn variants() -> Vec<(&'static str, &'static str, Value)> {
     let cl100k = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
     let deepseek = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
     let unknown = r"\p{L}+\s?|[^\p{L}]+?";
-    let space_mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
     vec![
         (
             "roberta",
@@ -178,15 +177,6 @@ fn variants() -> Vec<(&'static str, &'static str, Value)> {
             ]),
         ),
         ("unknown", "gpt2", words(&[regex(unknown, "MergedWithNext", false)])),
-        (
-            "gemma",
-            "sentencepiece",
-            json!({
-                "normalizer": space_mark,
-                "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false},
-                "added_tokens": [added("<start_of_turn>", &["special"]), added("\n\n", &[]), added("\n", &[]), added("  ", &[])],
-            }),
-        ),
         (
             "metaspace",
             "sentencepiece",
