@@ -1,17 +1,18 @@
 """Attention of one layer by itself, against its floor and beside what others have for the same work.
 
-Peers get their keys and values gathered and contiguous: what a paged cache costs them to gather is not counted.
+torch's get their keys and values gathered and contiguous: what gathering would cost them is not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import anaphora_kernels
 import torch
 import torch.nn.functional as F
-from anaphora_kernels import AttentionMetadata, SharedPrefixes
+from anaphora_kernels import AttentionMetadata, SharedPrefixes, registry
 from measure import Bench, Row
 from shapes import Shape
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 FP8 = torch.float8_e4m3fn
+REGISTERED_PEERS = {"flash_attention", "flashinfer"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def run(bench: Bench, shape: Shape) -> None:
         case = Case(bench, shape, work)
         bench.add(Row("attention", work.what, bench.time(case.ours), case.floor, work.goal))
         if work.kv_dtype is None and not work.num_shared:
-            for name, prepare in (("torch SDPA", sdpa), ("FlexAttention", flex), ("FlashInfer", flashinfer)):
+            for name, prepare in peers(bench):
                 what = f"  {name}: {work.what}"
                 try:
                     bench.add(Row("attention", what, bench.time(prepare(case)), case.floor))
@@ -108,10 +110,11 @@ class Case:
         self.metadata = AttentionMetadata(**{**vars(built), "shared_prefixes": prefixes})
         self.floor = self._floor(bench, shape)
 
-    def ours(self) -> Tensor:
-        """What a layer launches."""
-        keys, values = self.cache
-        return anaphora_kernels.paged_attention(self.query, keys, values, self.metadata, self.scale, **self.scales)
+    def ours(self, implementation: str | None = None) -> Tensor:
+        """What a layer launches; or a peer that stands in the registry."""
+        return anaphora_kernels.paged_attention(
+            self.query, *self.cache, self.metadata, self.scale, implementation=implementation, **self.scales
+        )
 
     def gathered(self) -> tuple[Tensor, Tensor, Tensor]:
         """q [rows, heads, queries, head_dim], k and v [rows, kv_heads, context, head_dim], contiguous."""
@@ -145,6 +148,13 @@ def fill_random(cache: Tensor) -> None:
 # === peers: each prepares its inputs, and returns what is timed ===
 
 
+def peers(bench: Bench) -> list[tuple[str, Callable[[Case], Callable[[], object]]]]:
+    """torch's own, on gathered keys and values, and those that the registry knows, on ours as they lie."""
+    known = {row.name for row in registry.IMPLEMENTATIONS["paged_attention"] if bench.device.type in row.devices}
+    by_name = [(name, lambda case, name=name: partial(case.ours, name)) for name in sorted(known & REGISTERED_PEERS)]
+    return [("torch SDPA", sdpa), ("FlexAttention", flex), *by_name]
+
+
 def sdpa(case: Case) -> Callable[[], object]:
     """torch's fused attention."""
     query, keys, values = case.gathered()
@@ -170,35 +180,6 @@ def flex(case: Case) -> Callable[[], object]:
     )
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda: compiled(query, keys, values, block_mask=mask, scale=case.scale, enable_gqa=True)
-
-
-def flashinfer(case: Case) -> Callable[[], object]:
-    """FlashInfer on our own paged cache: the one peer that needs nothing gathered."""
-    import flashinfer  # noqa: PLC0415  # may be absent
-
-    work, device = case.work, case.query.device
-    blocks_per_row = -(-work.context // case.block_size)
-    starts = torch.arange(work.num_rows + 1, dtype=torch.int32, device=device)
-    indices = case.metadata.block_tables.flatten()
-    last = torch.full((work.num_rows,), (work.context - 1) % case.block_size + 1, dtype=torch.int32, device=device)
-    workspace = torch.empty(512 << 20, dtype=torch.uint8, device=device)
-    heads = (case.num_heads, case.num_kv_heads, case.head_dim, case.block_size)
-    keys, values = case.cache
-    if work.is_decode:
-        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
-        wrapper.plan(starts * blocks_per_row, indices, last, *heads, q_data_type=case.dtype)
-    else:
-        wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
-        wrapper.plan(
-            starts * work.num_queries,
-            starts * blocks_per_row,
-            indices,
-            last,
-            *heads,
-            causal=True,
-            q_data_type=case.dtype,
-        )
-    return lambda: wrapper.run(case.query, (keys, values))
 
 
 def grid(*, quick: bool) -> Iterator[tuple[list[int], list[int], dict[str, object]]]:
