@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
+HALVES = frozenset({torch.bfloat16, torch.float16})
 FP8 = frozenset({torch.float8_e4m3fn})
 ANY = frozenset({"cpu", "cuda"})
 
@@ -46,25 +47,32 @@ REFERENCE = Implementation("reference")
 # For weights that are packed, and only for them.
 PACKED = Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.bfloat16}))
 CACHE_REFERENCE = Implementation("reference", dtypes=FLOATS | FP8)
+GPU = frozenset({"cuda"})
+TRITON = Implementation("triton", devices=GPU)
+CACHE_TRITON = Implementation("triton", devices=GPU, dtypes=FLOATS | FP8)
 
 # In order of preference: the first row that supports the device and the dtype is chosen.
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
-    "copy_blocks": (CACHE_REFERENCE,),
+    "copy_blocks": (CACHE_TRITON, CACHE_REFERENCE),
     "embedding": (PACKED, REFERENCE),
-    "gelu_mul": (REFERENCE,),
-    "kv_store": (CACHE_REFERENCE,),
+    "gelu_mul": (TRITON, REFERENCE),
+    "kv_store": (CACHE_TRITON, CACHE_REFERENCE),
     "linear": (PACKED, REFERENCE),
     "paged_attention": (
+        Implementation("triton", devices=GPU, dtypes=FLOATS | FP8, capturable=True),
         Implementation("sdpa", dtypes=FLOATS | FP8),
+        # By name only: peers, where they are installed.
+        Implementation("flashinfer", devices=GPU, dtypes=HALVES),
+        Implementation("flash_attention", devices=GPU, dtypes=HALVES),
         # By name only: beside torch's own threads, which spin while they wait, its threads starve (kernels/LOG.md).
         Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})),
         CACHE_REFERENCE,
     ),
-    "rms_norm": (REFERENCE,),
-    "rope": (REFERENCE,),
-    "rope_kv_store": (CACHE_REFERENCE,),
-    "sampling": (REFERENCE,),
-    "silu_mul": (REFERENCE,),
+    "rms_norm": (TRITON, REFERENCE),
+    "rope": (TRITON, REFERENCE),
+    "rope_kv_store": (CACHE_TRITON, CACHE_REFERENCE),
+    "sampling": (TRITON, REFERENCE),
+    "silu_mul": (TRITON, REFERENCE),
 }
 
 

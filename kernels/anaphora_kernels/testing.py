@@ -8,6 +8,9 @@ from anaphora_kernels import registry
 # Absolute and relative, for results of order 1.
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float8_e4m3fn: 8e-2}
 
+# Where the Triton kernels are tested: on a CPU they are interpreted.
+TRITON_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def implementations(op: str, device_type: str = "cpu") -> list[tuple[str, torch.dtype]]:
     """(name, dtype of the activations): every implementation of `op` that the table lists for this device type."""

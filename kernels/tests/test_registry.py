@@ -1,5 +1,8 @@
 """The table of implementations: what is chosen, and how a refusal reads."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from anaphora_kernels import registry, silu_mul
@@ -46,3 +49,8 @@ def test_a_broken_backend_is_named_when_it_is_asked_for(monkeypatch: pytest.Monk
         silu_mul(torch.zeros(1, 2))
     silu_mul(torch.zeros(1, 2), implementation="reference")
     registry.select.cache_clear()
+
+
+def test_no_backend_is_imported_before_it_is_asked_for() -> None:
+    program = "import sys, anaphora_kernels; sys.exit('triton' in sys.modules or 'anaphora._native' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
