@@ -5,18 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Final
 
 import torch
 from anaphora_kernels.linear.cpu import PackedRows
 
 from anaphora import weights
-from anaphora.errors import ModelFileError, UnsupportedModelError
+from anaphora.errors import ModelFileError, ShardError, UnsupportedModelError
 from anaphora.gguf_file import GgufFile
 from anaphora.kv_cache import KvLayout
 from anaphora.layers.parameters import Part, Placement
 from anaphora.model_config import ModelConfig, parse_dtype, read_gguf_config, read_hf_config
 from anaphora.models import CausalLM, model_class
 from anaphora.parallel import ParallelGroup
+
+_FP8_CAPABILITY: Final = (8, 9)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def load_model(
     """
     if not path.exists():
         raise ModelFileError(f"{path} does not exist")
+    if kv_cache_dtype == "fp8_e4m3":
+        _check_fp8(device)
     gguf_file = GgufFile(path) if path.is_file() and path.suffix != ".json" else None
     config = read_gguf_config(gguf_file) if gguf_file else read_hf_config(path)
     torch_dtype = _resolve_dtype(dtype, config, device)
@@ -81,6 +86,14 @@ def load_model(
         kv_layout = replace(kv_layout, dtype=torch.float8_e4m3fn)
     fingerprint = _fingerprint(config, [str(torch_dtype), str(kv_layout.dtype), quantize], source)
     return LoadedModel(model, config, torch_dtype, _weight_formats(parts), kv_layout, fingerprint)
+
+
+def _check_fp8(device: torch.device) -> None:
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < _FP8_CAPABILITY:
+        raise ShardError(
+            f"--kv-cache-dtype fp8_e4m3 needs a GPU of compute capability 8.9 or later (Ada, Hopper); "
+            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}. Leave it at auto."
+        )
 
 
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anaphora.errors import InvalidRequestError, InvalidStepError, NotConfiguredError, PoolSizeError
+from anaphora.errors import InvalidRequestError, InvalidStepError, NotConfiguredError, PoolSizeError, ShardError
 from anaphora.loader import LoadedModel, load_model
 from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
@@ -254,6 +254,19 @@ def test_the_pool_is_kept_for_the_same_sizes_and_never_larger_than_all_rows(tiny
     with pytest.raises(InvalidStepError):  # but the slots are clear
         launch(worker, one_row(started=()))
     assert worker.configure(replace(limits, num_blocks=3)) == 3
+
+
+def test_a_card_without_fp8_is_named(tiny_llama_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _device: (8, 0))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _device: "NVIDIA A100")
+    with pytest.raises(ShardError, match=r"8\.9 or later \(Ada, Hopper\); NVIDIA A100 has 8\.0"):
+        load_model(
+            tiny_llama_path,
+            load_format="dummy",
+            kv_cache_dtype="fp8_e4m3",
+            device=torch.device("cuda", 0),
+            group=ParallelGroup(),
+        )
 
 
 @pytest.mark.parametrize(
