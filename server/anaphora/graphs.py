@@ -214,9 +214,7 @@ class Graphs:
     def _rows(self, inputs: Inputs, shape: GraphShape) -> tuple[Inputs, HostLengths]:
         """What a pass may know of the rows: on a GPU only the shape; on a CPU, which captures nothing, the rows."""
         if inputs.slots.is_cuda:
-            longest_query = shape.size if shape.kind == "append" else 1
-            bounds = (longest_query,) * shape.size, (self._slots.limits.max_context,) * shape.size
-            return inputs, HostLengths(*bounds, is_captured=True)
+            return inputs, bounds(shape, self._slots.limits.max_context)
         queries, contexts = torch.diff(inputs.query_starts), inputs.context_lengths
         num_rows = int((queries > 0).sum())
         present = inputs._replace(
@@ -225,6 +223,12 @@ class Graphs:
             context_lengths=contexts[:num_rows],
         )
         return present, HostLengths(tuple(queries[:num_rows].tolist()), tuple(contexts[:num_rows].tolist()))
+
+
+def bounds(shape: GraphShape, max_context: int) -> HostLengths:
+    """All that is known of the rows when a graph is captured."""
+    longest_query = shape.size if shape.kind == "append" else 1
+    return HostLengths((longest_query,) * shape.size, (max_context,) * shape.size, is_captured=True)
 
 
 def graph_capture(device: torch.device, kv_dtype: torch.dtype) -> Callable[[], Capture] | None:
