@@ -24,11 +24,11 @@ fn main() {
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut words = Words(1);
     let mut messages = Vec::new();
-    // SmolLM2 takes about 1.9 tokens for one of these words.
+    // SmolLM2 takes about 2.4 tokens for one of these words.
     for turn in 0..2 * NUM_TURNS {
-        messages.push(message(turn, &mut words, NUM_TOKENS * 10 / 19 / (2 * NUM_TURNS)));
+        messages.push(message(turn, &mut words, NUM_TOKENS * 10 / 24 / (2 * NUM_TURNS)));
     }
-    let prompt = render(&text, &messages);
+    let prompt = render(&text, &Json::Array(messages.clone()));
     let ids = text.tokenizer.encode(&prompt, false).expect("it encodes");
     println!("{} tokens, {:.2} MB, {} messages", ids.len(), prompt.len() as f64 / 1e6, messages.len());
 
@@ -49,8 +49,9 @@ fn main() {
     for turn in 0..100 {
         messages.push(message(2 * turn + 1, &mut words, NEW_WORDS / 2));
         messages.push(message(2 * turn, &mut words, NEW_WORDS / 2));
+        let chat = Json::Array(messages.clone());
         let began = Instant::now();
-        let prompt = render(&text, &messages);
+        let prompt = render(&text, &chat);
         rendered.push(began.elapsed());
         let began = Instant::now();
         let ids = encode(&prompt);
@@ -75,10 +76,10 @@ fn message(index: usize, words: &mut Words, num_words: usize) -> Json {
     json!({"role": role, "content": content})
 }
 
-fn render(text: &TextConfig, messages: &[Json]) -> String {
+fn render(text: &TextConfig, messages: &Json) -> String {
     let template = text.template.as_ref().expect("the model has a template");
     let input = TemplateInput {
-        messages: &Json::Array(messages.to_vec()),
+        messages,
         tools: None,
         add_generation_prompt: true,
         continue_final_message: false,

@@ -112,7 +112,9 @@ impl ChatTemplate {
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
         let template = environment.get_template(NAME).map_err(|error| render_error(&error, fuel))?;
-        let mut output = Capped { bytes: Vec::new(), over: false };
+        // Mostly the messages themselves, once.
+        let num_bytes = count_bytes(input.messages);
+        let mut output = Capped { bytes: Vec::with_capacity(num_bytes + num_bytes / 16), over: false };
         let messages = messages.iter().map(|message| message_value(message)).collect();
         let variables = self.variables(input, messages);
         if let Err(error) = template.render_captured_to(variables, &mut output) {
@@ -222,6 +224,16 @@ fn count_values(value: &Json) -> u64 {
     1 + match value {
         Json::Array(values) => values.iter().map(count_values).sum(),
         Json::Object(fields) => fields.values().map(count_values).sum(),
+        _ => 0,
+    }
+}
+
+/// Bytes of all text in it.
+fn count_bytes(value: &Json) -> usize {
+    match value {
+        Json::String(text) => text.len(),
+        Json::Array(values) => values.iter().map(count_bytes).sum(),
+        Json::Object(fields) => fields.values().map(count_bytes).sum(),
         _ => 0,
     }
 }
