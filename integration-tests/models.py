@@ -5,7 +5,7 @@
   in our own GGUF reader shows as a difference between the two. Its tokenizer.json is written from the GGUF
   metadata with the pre-tokeniser that the model was trained with (each digit apart, then GPT-2's ByteLevel),
   which transformers' own GGUF conversion forgets.
-- Tiny random Llama and Mistral directories with a tiny but real byte-level BPE tokenizer. Their weights are
+- Tiny random directories of every architecture with a tiny but real byte-level BPE tokenizer. Their weights are
   spread so that greedy decoding depends on the whole context and near-ties are rare; 4 heads and 2 KV heads allow
   two ranks.
 
@@ -72,6 +72,16 @@ def tiny_mistral() -> Path:
 def long_llama() -> Path:
     """A random Llama of 262,144 positions: 2 layers, hidden 128, 4 heads, 2 KV heads, and SmolLM2's tokenizer."""
     return _build_once("long-llama", lambda recipes, path: recipes.write_long_llama(smollm2_gguf(), path))
+
+
+def tiny_qwen3() -> Path:
+    """A random Qwen3: 2 layers, norms on its heads."""
+    return _build_once("tiny-qwen3", lambda recipes, path: recipes.write_tiny_qwen3(path))
+
+
+def tiny_gemma3() -> Path:
+    """A random Gemma 3: 3 layers, the first and the last with a window of 24 tokens."""
+    return _build_once("tiny-gemma3", lambda recipes, path: recipes.write_tiny_gemma3(path))
 
 
 # === Making them ===

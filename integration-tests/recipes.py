@@ -12,12 +12,16 @@ from prompts import TEXTS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 TINY_VOCABULARY = 512
@@ -120,6 +124,29 @@ def write_tiny_mistral(directory: Path) -> None:
     _write_tiny_tokenizer(directory, add_bos=False)
 
 
+def write_tiny_qwen3(directory: Path) -> None:
+    """Writes a random Qwen3 with 2 layers and heads of 32 (not 64 / 4)."""
+    config = Qwen3Config(hidden_size=64, head_dim=32, intermediate_size=160, num_hidden_layers=2, **_TINY_CONFIG)
+    _save_tiny(Qwen3ForCausalLM(config), directory, seed=7, max_shard_size="1GB")
+    _write_tiny_tokenizer(directory, add_bos=False)
+
+
+def write_tiny_gemma3(directory: Path) -> None:
+    """Writes a random Gemma 3 with 3 layers, two of which see 24 tokens."""
+    config = Gemma3TextConfig(
+        hidden_size=64,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        sliding_window=24,
+        **_TINY_CONFIG,
+    )
+    _save_tiny(Gemma3ForCausalLM(config), directory, seed=7, max_shard_size="1GB")
+    _write_tiny_tokenizer(directory, add_bos=True)
+
+
 def write_long_llama(tokenizer_source: Path, directory: Path) -> None:
     """Writes a random Llama of 262,144 positions, small enough for a CPU, with the tokenizer of a GGUF file."""
     config = LlamaConfig(
@@ -154,10 +181,11 @@ def _spread_weights(model: PreTrainedModel, generator: torch.Generator) -> None:
     """
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() == 1:  # norms
-                weight.copy_(1.0 + 0.1 * torch.randn(weight.shape, generator=generator))
+            if weight.dim() == 1:  # norms, which begin at what multiplies by 1
+                weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
             else:
-                fan_in = 1 if "embed_tokens" in name else weight.shape[1]
+                scale = weight.shape[1] if model.config.model_type == "gemma3_text" else 1  # undone in its forward pass
+                fan_in = scale if "embed_tokens" in name else weight.shape[1]
                 gain = 4.0 if "lm_head" in name else 1.5
                 weight.copy_(torch.randn(weight.shape, generator=generator) * (gain / fan_in**0.5))
 

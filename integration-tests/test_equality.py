@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness import Server, in_parallel
-from models import smollm2_safetensors, tiny_llama, tiny_mistral
+from models import smollm2_safetensors, tiny_gemma3, tiny_llama, tiny_mistral, tiny_qwen3
 from prompts import TEXTS
 from reference import MAX_NEW_TOKENS, Expected, expect
 
@@ -91,6 +91,18 @@ def test_tiny_on_two_ranks(model: Callable[[], Path], start: Start) -> None:
     server = start(model(), "--num-shard", "2", "--max-batch-prefill-tokens", "64")
     assert len(server.find("shard")) == 2
     check(server, expected[:6], width=1)
+    check(server, at_once(expected), width=WIDTH)
+    server.assert_idle()
+
+
+@pytest.mark.parametrize("model", [tiny_qwen3, tiny_gemma3])
+def test_tiny_of_other_architectures(model: Callable[[], Path], start: Start) -> None:
+    """Several axes at once: two ranks, small chunks, one at a time on a cold and on a warm cache, and 32 at once."""
+    expected = expect(model())
+    server = start(model(), "--num-shard", "2", "--max-batch-prefill-tokens", "16")
+    check(server, expected[:4], width=1)
+    check(server, expected[:4], width=1)
+    assert hit_tokens(server) > 0
     check(server, at_once(expected), width=WIDTH)
     server.assert_idle()
 

@@ -156,6 +156,15 @@ def test_unknown_architecture(model: Path) -> None:
     assert_refused(model, "GPT9ForCausalLM", "LlamaForCausalLM")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [("Qwen3MoeForCausalLM", "dense"), ("Gemma3ForConditionalGeneration", "text-only")],
+)
+def test_relatives_that_cannot_be_served(model: Path, architecture: str, words: str) -> None:
+    edit_config(model, architectures=[architecture])
+    assert_refused(model, architecture, "Qwen3ForCausalLM, Gemma3ForCausalLM", words)
+
+
 def test_missing_weights(model: Path) -> None:
     (model / WEIGHTS).unlink()
     assert_refused(model, "safetensors")
