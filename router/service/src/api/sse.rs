@@ -222,3 +222,22 @@ impl<C: Chunks> Stream<C> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Events, Mold};
+
+    #[test]
+    fn what_comes_out_of_a_mold_is_what_json_writes() {
+        let value = |text: &str| json!({"id": "a\\u0000b", "choices": [{"index": 3, "text": text, "logprobs": null}]});
+        let mold = Mold::new(|events| events.json(&value(Mold::TEXT)));
+        for text in ["", "word", "\"quoted\"\\\n\r\t", "\0", "é🙂\u{2028}"] {
+            let (mut molded, mut written) = (Events::default(), Events::default());
+            molded.text(&mold, text);
+            written.json(&value(text));
+            assert_eq!(molded.0, written.0, "{text:?}");
+        }
+    }
+}
