@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one program may have
-SPILLS = {"attend": 512}  # bytes per thread; other kernels: none
+SPILLS = {"attend": 512, "draw": 128}  # bytes per thread; other kernels: none
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",

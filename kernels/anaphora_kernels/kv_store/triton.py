@@ -1,5 +1,8 @@
 """kv_store in Triton: a program stores one token, and rounds to FP8 on the way if the cache is FP8."""
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +20,8 @@ def kv_store(
 ) -> None:
     """See `anaphora_kernels.kv_store`."""
     num_tokens, num_kv_heads, head_dim = key.shape
+    if key_scale is not None:
+        check_fp8(key.device)
     if num_tokens == 0:
         return
     kv_store_tokens[(num_tokens,)](
@@ -37,6 +42,14 @@ def kv_store(
         BLOCK_H=triton.next_power_of_2(num_kv_heads),
         num_warps=4,
     )
+
+
+@cache
+def check_fp8(device: torch.device) -> None:
+    """Raises ValueError if a GPU has no float8_e4m3fn."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"{name} has no FP8 (compute capability 8.9 has): use a KV cache of the model's dtype")
 
 
 @triton.jit

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from anaphora_kernels.kv_store.triton import store
+from anaphora_kernels.kv_store.triton import check_fp8, store
 from anaphora_kernels.rope.triton import rotated
 
 BLOCK_H = 8  # query heads
@@ -26,6 +26,8 @@ def rope_kv_store(
     """See `anaphora_kernels.rope_kv_store`."""
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, half = key.shape[1], cos.shape[1]
+    if key_scale is not None:
+        check_fp8(key.device)
     if num_tokens == 0:
         return
     rope_kv_store_heads[(num_tokens, triton.cdiv(num_heads, BLOCK_H) + 1)](
