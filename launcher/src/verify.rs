@@ -76,7 +76,9 @@ fn has_chat_template(path: &Path, args: &ModelArgs) -> bool {
         serde_json::from_str(&text).is_ok_and(|value: serde_json::Value| value.get("chat_template").is_some())
     };
     if let Some(file) = &args.tokenizer_config_path {
-        return config(file);
+        // Anything but JSON is a bare template.
+        let is_json = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        return !is_json || config(file);
     }
     if path.is_file() {
         let gguf = anaphora_model::Gguf::read(path);

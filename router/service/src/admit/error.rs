@@ -57,7 +57,9 @@ pub enum AdmitError {
         max_new_tokens: u32,
     },
     /// The model has no chat template.
-    #[error("the model has no chat template")]
+    #[error(
+        "the model has no chat template: use /v1/completions, or serve it with --tokenizer-config-path FILE"
+    )]
     NoTemplate,
     /// The chat template refused the messages, or failed.
     #[error("{0}")]
