@@ -12,16 +12,16 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 const COPIES: usize = 120;
 const SHAPE: (usize, usize) = (3072, 576);
 
-fn weights(format: Format, copies: usize) -> Vec<Weight> {
+fn weights(format: Format, copies: usize, pool: &Pool) -> Vec<Weight> {
     let (rows, columns) = SHAPE;
     let values = vec![0.01f32; rows * columns];
     let mut weight = Weight::new(rows, columns);
     if format == Format::Q4Min {
         let block: Vec<u8> = [0x12, 0x34].into_iter().cycle().take(20).collect();
         let blocks = block.repeat(rows * columns / 32);
-        weight.pack_blocks(0, &blocks, 3).expect("rows of the weight");
+        weight.pack_blocks(0, &blocks, 3, pool).expect("rows of the weight");
     } else {
-        weight.pack_floats(0, Floats::F32(&values), format).expect("rows of the weight");
+        weight.pack_floats(0, Floats::F32(&values), format, pool).expect("rows of the weight");
     }
     vec![weight; copies]
 }
@@ -45,7 +45,7 @@ fn bench(criterion: &mut Criterion) {
     for format in [Format::F32, Format::Bf16, Format::Q8, Format::Q4Min] {
         for num_rows in [1, 8, 32, 512] {
             let copies = if num_rows < 512 { COPIES } else { 1 };
-            let weights = weights(format, copies);
+            let weights = weights(format, copies, &pool);
             let (x, mut out) = (vec![0x3F80u16; num_rows * SHAPE.1], vec![0u16; num_rows * SHAPE.0]);
             let bytes = copies * weights[0].num_bytes();
             let operations = 2 * copies * num_rows * SHAPE.0 * SHAPE.1;

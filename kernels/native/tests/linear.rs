@@ -53,18 +53,18 @@ fn blocks(kind: usize, num_blocks: usize) -> Vec<u8> {
 
 fn weight(parts: &[(From, usize)], columns: usize) -> Weight {
     let rows = parts.iter().map(|part| part.1).sum();
-    let mut weight = Weight::new(rows, columns);
+    let (mut weight, pool) = (Weight::new(rows, columns), Pool::new(2).expect("threads"));
     let mut start = rows;
     for &(from, rows) in parts.iter().rev() {
         start -= rows;
         match from {
             From::Floats(format) => {
                 let values = floats(rows * columns, start);
-                weight.pack_floats(start, Floats::F32(&values), format).expect("rows of the weight");
+                weight.pack_floats(start, Floats::F32(&values), format, &pool).expect("rows of the weight");
             }
             From::Blocks(kind) => {
                 let bytes = blocks(kind, rows * columns / BLOCK_TYPES[kind].1);
-                weight.pack_blocks(start, &bytes, BLOCK_TYPES[kind].0).expect("rows of the weight");
+                weight.pack_blocks(start, &bytes, BLOCK_TYPES[kind].0, &pool).expect("rows of the weight");
             }
         }
     }
@@ -179,11 +179,11 @@ fn bf16_in_and_out_is_the_same_rounded() {
 
 #[test]
 fn rows_unpack_to_what_was_packed() {
-    let values = floats(40 * 48, 9);
+    let (values, pool) = (floats(40 * 48, 9), Pool::new(2).expect("threads"));
     let mut out = vec![0.0; 48];
     for (format, tolerance) in [(Format::F32, 0.0), (Format::Bf16, 1.0 / 256.0), (Format::Q8, 0.6 / 127.0)] {
         let mut weight = Weight::new(50, 48);
-        weight.pack_floats(10, Floats::F32(&values), format).expect("rows of the weight");
+        weight.pack_floats(10, Floats::F32(&values), format, &pool).expect("rows of the weight");
         for (row, want) in values.chunks_exact(48).enumerate() {
             weight
                 .unpack_rows(&[10 + row as i64], &mut FloatsMut::F32(&mut out))
@@ -198,28 +198,33 @@ fn rows_unpack_to_what_was_packed() {
 
 #[test]
 fn what_does_not_fit_is_refused() {
-    let mut weight = Weight::new(32, 64);
+    let (mut weight, pool) = (Weight::new(32, 64), Pool::new(1).expect("threads"));
     let values = vec![0.0; 32 * 64];
     let rows = PackError::Rows { start: 1, end: 33, rows: 32 };
-    assert_eq!(weight.pack_floats(1, Floats::F32(&values), Format::F32), Err(rows));
+    assert_eq!(weight.pack_floats(1, Floats::F32(&values), Format::F32, &pool), Err(rows));
     assert_eq!(
-        weight.pack_floats(0, Floats::F32(&values[1..]), Format::F32),
+        weight.pack_floats(0, Floats::F32(&values[1..]), Format::F32, &pool),
         Err(PackError::Length { found: 2047, columns: 64 })
     );
-    assert_eq!(weight.pack_floats(0, Floats::F32(&values), Format::Q4), Err(PackError::Format(Format::Q4)));
-    assert_eq!(weight.pack_blocks(0, &[0; 144], 12), Err(PackError::Columns { columns: 64, block: 256 }));
-    assert_eq!(weight.pack_blocks(0, &[], 6), Err(PackError::Type(6)));
+    assert_eq!(
+        weight.pack_floats(0, Floats::F32(&values), Format::Q4, &pool),
+        Err(PackError::Format(Format::Q4))
+    );
+    assert_eq!(
+        weight.pack_blocks(0, &[0; 144], 12, &pool),
+        Err(PackError::Columns { columns: 64, block: 256 })
+    );
+    assert_eq!(weight.pack_blocks(0, &[], 6, &pool), Err(PackError::Type(6)));
     let mut out = vec![0.0; 32];
-    let pool = Pool::new(1).expect("threads");
     let mut run = |weight: &Weight, x: &[f32]| {
         let call = Linear { x: Floats::F32(x), weight, bias: None };
         linear(&call, &mut FloatsMut::F32(&mut out), &pool, Level::best())
     };
     assert_eq!(run(&weight, &values[..64]), Err(LinearError::NotWhole { packed: 0, rows: 32 }));
-    weight.pack_floats(0, Floats::F32(&values), Format::F32).expect("rows of the weight");
-    weight.pack_floats(0, Floats::F32(&values[..1024]), Format::F32).expect("rows of the weight");
+    weight.pack_floats(0, Floats::F32(&values), Format::F32, &pool).expect("rows of the weight");
+    weight.pack_floats(0, Floats::F32(&values[..1024]), Format::F32, &pool).expect("rows of the weight");
     assert_eq!(weight.packed_rows(), 16, "rows that are packed again replace those that they overlap");
-    weight.pack_floats(0, Floats::F32(&values), Format::Bf16).expect("rows of the weight");
+    weight.pack_floats(0, Floats::F32(&values), Format::Bf16, &pool).expect("rows of the weight");
     assert_eq!(run(&weight, &values[..65]), Err(LinearError::Length { name: "x", expected: 64, found: 65 }));
     assert_eq!(run(&weight, &values[..64]), Ok(()));
 }

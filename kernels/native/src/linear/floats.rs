@@ -121,11 +121,12 @@ unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize, const PA
     let mut sums = [[[I::zero(); HALVES]; PANELS]; ROWS];
     for step in 0..segment.stride {
         for half in 0..HALVES {
-            let weights: [[I::F; 2]; PANELS] = std::array::from_fn(|panel| {
+            let mut weights = [[I::zero(); 2]; PANELS];
+            for panel in 0..PANELS {
                 let line = lines.add(panel * segment.stride + step).cast::<u8>();
                 I::prefetch(line.wrapping_add(PREFETCH));
-                K::load::<I>(line.add(half * 32))
-            });
+                weights[panel] = K::load::<I>(line.add(half * 32));
+            }
             for column in 0..K::COLUMNS {
                 for row in 0..ROWS {
                     let x = I::splat(*rows.add(row * x.columns + step * K::COLUMNS + column));

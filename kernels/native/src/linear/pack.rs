@@ -2,8 +2,10 @@
 
 use half::f16;
 
+use crate::Pool;
+
 use super::{
-    BLOCK, Floats, PANEL, f32_to_bf16,
+    BLOCK, Floats, PANEL, bf16_to_f32, f32_to_bf16,
     memory::Line,
     weight::{Format, PackError, Segment},
 };
@@ -146,80 +148,85 @@ fn half_place(lines: &mut [Line], index: usize) -> &mut [u8] {
     &mut lines[index / 32].0[index % 32 * 2..][..2]
 }
 
-fn put(segment: &mut Segment, columns: usize, row: usize, block: usize, quants: &Quants) {
-    let format = segment.format;
-    let panel = &mut segment.lines[row / PANEL * segment.stride..][..segment.stride];
+/// Writes 32 columns of one row of a panel, which is still zero there.
+fn put(panel: &mut [Line], format: Format, columns: usize, lane: usize, block: usize, quants: &Quants) {
     for (quad, bytes) in quants.quants.chunks_exact(4).enumerate() {
-        let (line, at, is_high) = quad_place(format, block, quad, row);
+        let (line, at, is_high) = quad_place(format, block, quad, lane);
         for (place, byte) in panel[line].0[at..at + 4].iter_mut().zip(bytes) {
             *place |= if is_high { byte << 4 } else { *byte };
         }
     }
     let (quant_lines, scale_lines) = format.quant_lines(columns);
     let groups = BLOCK / format.group();
-    let (_, halves) = panel.split_at_mut(quant_lines);
+    let halves = &mut panel[quant_lines..];
     for group in 0..groups {
-        let index = (block * groups + group) * PANEL + row % PANEL;
+        let index = (block * groups + group) * PANEL + lane;
         half_place(halves, index).copy_from_slice(&quants.scales[group].to_le_bytes());
     }
     if format == Format::Q4Min {
-        let index = block * PANEL + row % PANEL;
+        let index = block * PANEL + lane;
         half_place(&mut halves[scale_lines..], index).copy_from_slice(&quants.minimum.to_le_bytes());
     }
 }
 
-pub(super) fn pack_blocks(mut segment: Segment, columns: usize, bytes: &[u8], kind: BlockType) -> Segment {
-    let row_bytes = columns / kind.columns() * kind.bytes();
-    let parts = kind.columns() / BLOCK;
-    for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-        for (index, block) in bytes.chunks_exact(kind.bytes()).enumerate() {
-            kind.read(block, |part, quants| put(&mut segment, columns, row, index * parts + part, quants));
+/// `pack(panel, lane, row)` for every row of the segment, a panel to a thread.
+fn for_each_row(segment: &mut Segment, pool: &Pool, pack: impl Fn(&mut [Line], usize, usize) + Sync) {
+    let (rows, stride) = (segment.rows, segment.stride);
+    pool.for_each_chunk(&mut segment.lines, stride, |index, panel| {
+        for lane in 0..PANEL.min(rows - index * PANEL) {
+            pack(panel, lane, index * PANEL + lane);
         }
-    }
-    segment
+    });
 }
 
-pub(super) fn pack_floats(
-    mut segment: Segment,
-    columns: usize,
-    values: Floats<'_>,
-) -> Result<Segment, PackError> {
+pub(super) fn pack_blocks(segment: &mut Segment, columns: usize, bytes: &[u8], kind: BlockType, pool: &Pool) {
     let format = segment.format;
-    if !matches!(format, Format::F32 | Format::Bf16 | Format::Q8) {
-        return Err(PackError::Format(format));
-    }
-    let stride = segment.stride;
-    for row in 0..segment.rows {
-        let value = |column: usize| values.get(row * columns + column);
-        let (panel, lane) = (row / PANEL * stride, row % PANEL);
+    let row_bytes = columns / kind.columns() * kind.bytes();
+    let parts = kind.columns() / BLOCK;
+    for_each_row(segment, pool, |panel, lane, row| {
+        for (index, block) in bytes[row * row_bytes..][..row_bytes].chunks_exact(kind.bytes()).enumerate() {
+            kind.read(block, |part, quants| put(panel, format, columns, lane, index * parts + part, quants));
+        }
+    });
+}
+
+/// The segment's format is F32, Bf16 or Q8.
+pub(super) fn pack_floats(segment: &mut Segment, columns: usize, values: Floats<'_>, pool: &Pool) {
+    let format = segment.format;
+    for_each_row(segment, pool, |panel, lane, row| {
+        let single;
+        let values = match values {
+            Floats::F32(values) => &values[row * columns..][..columns],
+            Floats::Bf16(values) => {
+                single = values[row * columns..][..columns]
+                    .iter()
+                    .map(|&bits| bf16_to_f32(bits))
+                    .collect::<Vec<_>>();
+                &single
+            }
+        };
         match format {
             Format::F32 => {
-                for column in 0..columns {
-                    segment.lines[panel + column].0[lane * 4..][..4]
-                        .copy_from_slice(&value(column).to_ne_bytes());
+                for (line, value) in panel.iter_mut().zip(values) {
+                    line.0[lane * 4..][..4].copy_from_slice(&value.to_ne_bytes());
                 }
             }
             Format::Bf16 => {
-                for column in 0..columns {
-                    let bits = f32_to_bf16(value(column)).to_ne_bytes();
-                    segment.lines[panel + column / 2].0[lane * 4 + column % 2 * 2..][..2]
-                        .copy_from_slice(&bits);
+                for (line, pair) in panel.iter_mut().zip(values.chunks(2)) {
+                    for (place, &value) in line.0[lane * 4..][..4].chunks_exact_mut(2).zip(pair) {
+                        place.copy_from_slice(&f32_to_bf16(value).to_ne_bytes());
+                    }
                 }
             }
             _ => {
-                for block in 0..columns.div_ceil(BLOCK) {
-                    let mut block_values = [0.0; BLOCK];
-                    for (i, place) in block_values.iter_mut().enumerate().take(columns - block * BLOCK) {
-                        *place = value(block * BLOCK + i);
-                    }
-                    put(&mut segment, columns, row, block, &quantise(&block_values));
+                for (block, values) in values.chunks(BLOCK).enumerate() {
+                    let mut whole = [0.0; BLOCK];
+                    whole[..values.len()].copy_from_slice(values);
+                    put(panel, format, columns, lane, block, &quantise(&whole));
                 }
             }
         }
-    }
-    // Quants of rows and columns that do not exist must stand for zero, which is the offset where there is one; with a
-    // scale of zero it does not matter which.
-    Ok(segment)
+    });
 }
 
 /// To `Q8_0`: the largest magnitude becomes 127.
@@ -247,7 +254,7 @@ pub(super) fn unpack_row(segment: &Segment, row: usize, out: &mut [f32]) {
             }
             Format::Bf16 => {
                 let bytes = &panel[column / 2].0[lane * 4 + column % 2 * 2..];
-                super::bf16_to_f32(u16::from_ne_bytes([bytes[0], bytes[1]]))
+                bf16_to_f32(u16::from_ne_bytes([bytes[0], bytes[1]]))
             }
             _ => {
                 let (line, at, is_high) = quad_place(format, column / BLOCK, column % BLOCK / 4, row);

@@ -6,6 +6,8 @@
 //!                             scales: per group of 16 or 32 columns 16 halves;  minima: as scales, for those that have them
 //! ```
 
+use crate::Pool;
+
 use super::{
     BLOCK, FloatsMut, LinearError, PANEL,
     memory::{Line, Lines},
@@ -197,13 +199,18 @@ impl Weight {
         start: usize,
         values: super::Floats<'_>,
         format: Format,
+        pool: &Pool,
     ) -> Result<(), PackError> {
         let rows = values.len().checked_div(self.columns).unwrap_or(0);
         if rows * self.columns != values.len() {
             return Err(PackError::Length { found: values.len(), columns: self.columns });
         }
-        let segment = self.segment(start, rows, format)?;
-        self.insert(pack::pack_floats(segment, self.columns, values)?);
+        if !matches!(format, Format::F32 | Format::Bf16 | Format::Q8) {
+            return Err(PackError::Format(format));
+        }
+        let mut segment = self.segment(start, rows, format)?;
+        pack::pack_floats(&mut segment, self.columns, values, pool);
+        self.insert(segment);
         Ok(())
     }
 
@@ -211,7 +218,13 @@ impl Weight {
     ///
     /// # Errors
     /// [`PackError`] for rows that do not fit in, and types that are not kept quantised.
-    pub fn pack_blocks(&mut self, start: usize, bytes: &[u8], kind: u32) -> Result<(), PackError> {
+    pub fn pack_blocks(
+        &mut self,
+        start: usize,
+        bytes: &[u8],
+        kind: u32,
+        pool: &Pool,
+    ) -> Result<(), PackError> {
         let kind = pack::BlockType::from_ggml(kind)?;
         if !self.columns.is_multiple_of(kind.columns()) {
             return Err(PackError::Columns { columns: self.columns, block: kind.columns() });
@@ -221,8 +234,9 @@ impl Weight {
         if rows * row_bytes != bytes.len() {
             return Err(PackError::Length { found: bytes.len(), columns: self.columns });
         }
-        let segment = self.segment(start, rows, kind.format())?;
-        self.insert(pack::pack_blocks(segment, self.columns, bytes, kind));
+        let mut segment = self.segment(start, rows, kind.format())?;
+        pack::pack_blocks(&mut segment, self.columns, bytes, kind, pool);
+        self.insert(segment);
         Ok(())
     }
 

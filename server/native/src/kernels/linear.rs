@@ -51,14 +51,14 @@ impl PackedWeight {
             known.ok_or_else(|| PyValueError::new_err(format!("there is no format {format}")))?;
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of this size and type.
         let values = unsafe { floats(values, num_rows * self.0.columns(), dtype) };
-        self.0.pack_floats(start, values, *format).map_err(value_error)
+        with_pool(|pool| self.0.pack_floats(start, values, *format, pool))?.map_err(value_error)
     }
 
     /// Rows of GGUF blocks of type `kind`.
     fn pack_blocks(&mut self, start: usize, blocks: Address, num_bytes: usize, kind: u32) -> PyResult<()> {
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of so many bytes.
         let blocks = unsafe { elements(blocks, num_bytes) };
-        self.0.pack_blocks(start, blocks, kind).map_err(value_error)
+        with_pool(|pool| self.0.pack_blocks(start, blocks, kind, pool))?.map_err(value_error)
     }
 
     /// `out[num_rows, rows] = x[num_rows, columns] · weightᵀ + bias`; `tensors` are x, bias and out, all of type `dtype`.
