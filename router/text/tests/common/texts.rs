@@ -106,6 +106,8 @@ const FRAGMENTS: &[&str] = &[
     "user\n",
     "word word ",
     "abc, def.",
+    "<|im_end|>\n<think>",
+    "theuser\n",
 ];
 
 /// A text of up to `max` fragments and characters.
@@ -177,6 +179,7 @@ fn variants() -> Vec<(&'static str, &'static str, Value)> {
             ]),
         ),
         ("unknown", "gpt2", words(&[regex(unknown, "MergedWithNext", false)])),
+        ("rounds", "gpt2", two_rounds(words(&[regex(unknown, "MergedWithNext", false)]))),
         (
             "metaspace",
             "sentencepiece",
@@ -201,6 +204,19 @@ fn variants() -> Vec<(&'static str, &'static str, Value)> {
             json!({"added_tokens": [added("é", &["normalized"]), added("<|im_start|>", &["normalized"]), added("<think>", &["normalized", "lstrip"])]}),
         ),
     ]
+}
+
+/// With added tokens of which some are looked for first, and some within what those leave, or only as whole words.
+fn two_rounds(mut change: Value) -> Value {
+    change["added_tokens"] = json!([
+        added("<|im_end|>\n<think>", &["normalized"]),
+        added("<think>", &[]),
+        added("<|im_start|>", &["special", "rstrip"]),
+        added("the", &["single_word"]),
+        added("user\n", &[]),
+        added("</think>", &["lstrip"]),
+    ]);
+    change
 }
 
 fn variant(style: &str, change: Value) -> Tokenizer {

@@ -20,10 +20,9 @@ pub(crate) struct Added {
 impl Added {
     /// `None` if there is no cut before any.
     pub(super) fn of(pipeline: &Pipeline) -> Option<Self> {
-        let normalizes = pipeline.get_normalizer().is_some();
         let tokens = pipeline.get_added_vocabulary().get_added_tokens_decoder().values();
-        // Tokens that are looked for in normalised text come second, within what the others leave.
-        let tokens = tokens.filter(|token| !(token.normalized && normalizes)).collect::<Vec<_>>();
+        // Tokens that are looked for in normalised text come second, within what these leave.
+        let tokens = tokens.filter(|token| !token.normalized).collect::<Vec<_>>();
         let contents = tokens.iter().map(|token| token.content.as_str()).collect::<BTreeSet<_>>();
         let overlapped = overlapped(&contents);
         let begins_cut = tokens
@@ -50,10 +49,11 @@ impl Added {
     }
 }
 
-/// Whether a token takes nothing but its own characters, wherever they stand.
+/// Whether a token takes nothing but its own characters, wherever they stand, and a whole word may stand before it.
 fn plain(token: &AddedToken) -> bool {
-    let visible = token.content.chars().next().is_some_and(|character| !character.is_whitespace());
-    visible && !token.single_word && !token.lstrip
+    let first = token.content.chars().next();
+    let apart = first.is_some_and(|character| character.is_ascii_punctuation() && character != '_');
+    apart && !token.single_word && !token.lstrip
 }
 
 /// The tokens that may begin within another one, whether or not they end in it too.

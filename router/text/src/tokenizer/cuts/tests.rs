@@ -39,6 +39,7 @@ fn what_is_proven_of_whom() {
             "deepseek: pairs",
             "digits: pairs",
             "unknown: added",
+            "rounds: added",
             "metaspace: added",
             "stripping: pairs",
             "whole words: added",
