@@ -32,7 +32,7 @@ from torch import Tensor
 
 from anaphora_kernels.paged_attention import AttentionMetadata
 from anaphora_kernels.paged_attention.shared_prefixes import SharedPrefixes
-from anaphora_kernels.paged_attention.triton_configs import MIN_TILES, TILES, Config, config, num_slices
+from anaphora_kernels.paged_attention.triton_configs import MIN_TILES, Config, config, num_slices, tiles
 from anaphora_kernels.paged_attention.triton_kernels import attend, merge, plan_slices
 
 LOG2E = math.log2(math.e)
@@ -158,8 +158,9 @@ def _by_tile(query_lengths: tuple[int, ...], shape: Shape) -> list[tuple[int, in
     """Ranges of query lengths, (shortest, longest), that fit each size of tile, of those that the step has."""
     ranges = []
     shortest = 1
-    for block_m in TILES[shape.dtype.itemsize]:
-        is_last = block_m == TILES[shape.dtype.itemsize][-1]
+    sizes = tiles(shape.head_dim, shape.dtype)
+    for block_m in sizes:
+        is_last = block_m == sizes[-1]
         longest = max(query_lengths, default=0) if is_last else block_m // shape.group
         if any(shortest <= length <= longest for length in query_lengths):
             ranges.append((shortest, longest))
@@ -180,8 +181,8 @@ def _launch(
     device = rows.query_starts.device
     capability, num_sms = machine(device)
     packed = rows.max_query_length * shape.group
-    tiles = TILES[shape.dtype.itemsize]
-    block_m = next((size for size in tiles if packed <= size), tiles[-1])
+    sizes = tiles(shape.head_dim, shape.dtype)
+    block_m = next((size for size in sizes if packed <= size), sizes[-1])
     chosen = config(capability, block_m, shape.head_dim, shape.dtype)
     num_tiles = -(-packed // block_m)
     busy = rows.num_rows if num_busy_rows is None else num_busy_rows

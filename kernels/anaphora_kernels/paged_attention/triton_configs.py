@@ -20,9 +20,6 @@ class Config:
     programs_per_sm: int  # that fit at once, by shared memory and registers
 
 
-# Query tiles, by the size of an element. Products in float32 run on the plain cores: their tiles are small.
-TILES = {2: (16, 64, 128), 4: (16, 32)}
-
 # (architecture, block_m, head_dim rounded up to 64, 128 or 256) -> block_n, num_warps, num_stages, programs_per_sm
 # Keys are found through the block table, a stage earlier: with mma (block_m = 16), of 5 stages 2 hold keys and values.
 _HALF: dict[tuple[int, int, int], tuple[int, int, int, int]] = {
@@ -34,7 +31,6 @@ _HALF: dict[tuple[int, int, int], tuple[int, int, int, int]] = {
     (80, 64, 256): (32, 8, 3, 1),
     (80, 128, 64): (64, 4, 3, 2),
     (80, 128, 128): (64, 8, 3, 1),
-    (80, 128, 256): (32, 8, 3, 1),
     (90, 16, 64): (128, 4, 5, 3),
     (90, 16, 128): (64, 4, 5, 2),
     (90, 16, 256): (32, 4, 5, 2),
@@ -43,7 +39,6 @@ _HALF: dict[tuple[int, int, int], tuple[int, int, int, int]] = {
     (90, 64, 256): (32, 8, 3, 1),
     (90, 128, 64): (128, 8, 3, 1),
     (90, 128, 128): (128, 8, 2, 1),
-    (90, 128, 256): (32, 8, 3, 1),
 }
 _SINGLE = {16: (32, 4, 2, 2), 32: (16, 4, 2, 2)}  # float32, by block_m
 
@@ -52,8 +47,15 @@ MAX_WAVES = 4  # of programs, up to which slicing is considered
 ENOUGH = 1.03  # fewer slices win when they are this near to the best
 
 
+def tiles(head_dim: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """The sizes of query tiles (block_m), smallest first."""
+    if dtype.itemsize == 4:
+        return 16, 32  # products in float32 run on the plain cores
+    return (16, 64, 128) if head_dim <= 128 else (16, 64)  # 128 x 256 results would not fit into the registers
+
+
 def config(capability: tuple[int, int], block_m: int, head_dim: int, dtype: torch.dtype) -> Config:
-    """For a tile of `TILES[dtype.itemsize]`; `capability` is at least (8, 0)."""
+    """For a tile of `tiles(head_dim, dtype)`; `capability` is at least (8, 0)."""
     if dtype.itemsize == 4:
         return Config(block_m, *_SINGLE[block_m])
     # Blackwell (10, 0) and later take Hopper's tiles, Ada (8, 9) Ampere's.
