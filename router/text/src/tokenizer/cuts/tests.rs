@@ -65,10 +65,6 @@ fn cuts_are_plenty_in_plain_text() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("PROPTEST_CASES").map_or(200, |cases| cases.parse().unwrap())
-    ))]
-
     #[test]
     fn the_ids_of_the_parts_are_those_of_the_whole(which in any::<Index>(), text in texts::text(16)) {
         let (name, tokenizer) = which.get(tokenizers());
