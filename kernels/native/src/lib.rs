@@ -5,9 +5,12 @@
 //! every instruction set: [`simd::dispatch`] compiles its body for AVX-512, AVX2 and the baseline, and picks at run time.
 //! `tests/` holds the twins against each other on every path that the machine can run.
 
+mod element;
 pub mod linear;
 pub mod paged_attention;
 pub mod pool;
 pub mod simd;
+pub mod vector;
 
+pub use element::{Bf16, Element};
 pub use pool::Pool;

@@ -1,359 +1,366 @@
-//! The same in tiles. One work item is a tile of queries of one row and one key-value head, over one stretch of its context:
-//!
-//! ```text
-//!              keys: begin ........ tile of 64 ........ end      (a long context is split among items, so that a single
-//!   queries    ┌────────────────────────────────────────┐         decode keeps every thread busy; `merge` joins the parts
-//!   × group    │ scores = Q Kᵀ → exp → · V, max and sum │         by their log-sum-exp)
-//!              └────────────────────────────────────────┘
-//! ```
+//! Runs a plan: items on all threads, then merges.
+#![expect(unsafe_code, reason = "items write disjoint parts of one output; their inner loops check nothing")]
 
-use std::ops::Range;
+use std::cell::RefCell;
 
-use super::{PagedAttention, Row, ShapeError};
+use super::{
+    Batch, PagedAttention, Plan, ShapeError,
+    plan::{Item, KEY_TILE, Member, Merge, STREAM_VECTORS},
+    stream, tile, window_start,
+};
 use crate::{
-    Pool, dispatch,
-    simd::{Block, LANES, Level, dot, exp_nonpositive, fma},
+    Element, Pool,
+    simd::Level,
+    vector::{self, Kernel, LANES, Vector},
 };
 
-/// Query vectors (tokens × group) of a work item, at most.
-const QUERY_TILE: usize = 48;
-/// Keys taken at a time.
-const KEY_TILE: usize = 64;
-/// From so many query vectors on, transposing the keys pays.
-const MIN_TRANSPOSE: usize = 6;
-/// A part of a split context has at least so many keys.
-const MIN_SPLIT: usize = 512;
-/// A score that no real score is as low as, and from which differences are still finite.
-const MASKED: f32 = -1e30;
+/// -2^100: a score that no real score is as low as, from which differences are finite, and whose products are exact.
+pub(super) const MASKED: f32 = f32::from_bits(0xF180_0000);
+/// How far above a row's reference a score may be, in powers of two, before the reference moves: `2^SLACK` is small enough
+/// for any sum, and most tiles need no rescaling (FlashAttention-4).
+const SLACK: f32 = 12.0;
 
-/// Attention of every row into `output` (`[num_tokens, num_heads, head_dim]`), on the threads of `pool`.
+/// Attention of every row into `output` (`[num_tokens, num_heads, head_dim]`), on the threads of `pool`. `plan` is of this
+/// batch, for these heads and this window.
+///
+/// The softmax is in float32, whatever the elements are; its exponential has a relative error of 2e-7.
 ///
 /// # Errors
 /// [`ShapeError`] if the slices do not fit together.
-pub fn paged_attention(
-    call: &PagedAttention<'_>,
-    output: &mut [f32],
+pub fn paged_attention<Q: Element, K: Element>(
+    call: &PagedAttention<'_, Q, K>,
+    batch: &Batch,
+    plan: &Plan,
+    output: &mut [Q],
     pool: &Pool,
     level: Level,
 ) -> Result<(), ShapeError> {
-    call.validate(output)?;
-    let items = items(call, pool.num_threads());
-    let parts = pool.map(items.len(), |index| {
-        dispatch!(level, compute, (call: &PagedAttention<'_> = call, item: &Item = &items[index]) -> Part)
+    thread_local!(static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    call.validate(batch, output)?;
+    let row_len = part_len(padded::<K>(call.heads.head_dim));
+    PARTS.with_borrow_mut(|parts| {
+        if parts.len() < plan.num_part_vectors * row_len {
+            parts.resize(plan.num_part_vectors * row_len, 0.0);
+        }
+        let work = Work { call, batch, plan, output: output.as_mut_ptr(), parts: parts.as_mut_ptr() };
+        pool.for_each(plan.items.len(), |index| {
+            vector::dispatch(level, Compute { work: &work, item: &plan.items[index] });
+        });
+        let merge = |index: usize| work.merge(&plan.merges[index]);
+        // A few additions are over before another thread has begun.
+        if plan.num_part_vectors * row_len < 1 << 14 {
+            (0..plan.merges.len()).for_each(merge);
+        } else {
+            pool.for_each(plan.merges.len(), merge);
+        }
     });
-    let mut begin = 0;
-    while begin < items.len() {
-        let end = begin + items[begin].num_splits;
-        merge(call, &items[begin], &parts[begin..end], output);
-        begin = end;
-    }
     Ok(())
 }
 
-/// A tile of queries over a stretch of keys.
-#[derive(Clone, Debug)]
-struct Item {
-    row: usize,
-    kv_head: usize,
-    /// Tokens of the row, counted from its first new one.
-    tokens: Range<usize>,
-    /// Positions of the keys.
-    keys: Range<usize>,
-    /// Into how many items these queries' keys were split; the items stand in succession.
-    num_splits: usize,
+/// What all items of a call share.
+pub(super) struct Work<'a, Q: Element, K: Element> {
+    pub(super) call: &'a PagedAttention<'a, Q, K>,
+    pub(super) batch: &'a Batch,
+    pub(super) plan: &'a Plan,
+    output: *mut Q,
+    /// By part vector: what it has summed, `[padded head]`, then its reference and its total.
+    parts: *mut f32,
 }
 
-/// Softmax over a stretch of keys, not yet normalised; one entry per query vector (token-major, then head of the group).
-#[derive(Debug)]
-struct Part {
-    /// `[vectors, head_dim]`: Σ e^(score - highest) · value.
-    weighted: Vec<f32>,
-    highest: Vec<f32>,
-    /// Σ e^(score - highest).
-    total: Vec<f32>,
+// SAFETY: every vector of the output, and of the parts, is written by one item or one merge, and a part is read only when
+// all items are done.
+unsafe impl<Q: Element, K: Element> Sync for Work<'_, Q, K> {}
+
+struct Compute<'a, Q: Element, K: Element> {
+    work: &'a Work<'a, Q, K>,
+    item: &'a Item,
 }
 
-fn items(call: &PagedAttention<'_>, num_threads: usize) -> Vec<Item> {
-    let tokens_per_tile = (QUERY_TILE / call.group()).max(1);
-    let num_tiles: usize = (0..call.num_rows())
-        .map(|row| call.row(row).query_length.div_ceil(tokens_per_tile) * call.shape.num_kv_heads)
-        .sum();
-    let max_splits = (4 * num_threads).div_ceil(num_tiles.max(1));
-    let mut items = Vec::with_capacity(num_tiles);
-    for row in 0..call.num_rows() {
-        let Row { query_length, context_length, .. } = call.row(row);
-        let num_cached = context_length - query_length;
-        for kv_head in 0..call.shape.num_kv_heads {
-            for begin in (0..query_length).step_by(tokens_per_tile) {
-                let tokens = begin..(begin + tokens_per_tile).min(query_length);
-                let keys = call.window_start(num_cached + tokens.start)..num_cached + tokens.end;
-                let num_splits = (keys.len() / MIN_SPLIT).clamp(1, max_splits);
-                let stretch = keys.len().div_ceil(num_splits).next_multiple_of(KEY_TILE);
-                let num_splits = keys.len().div_ceil(stretch);
-                items.extend((0..num_splits).map(|split| Item {
-                    row,
-                    kv_head,
-                    tokens: tokens.clone(),
-                    keys: keys.start + split * stretch..(keys.start + (split + 1) * stretch).min(keys.end),
-                    num_splits,
-                }));
-            }
-        }
-    }
-    items
-}
-
-#[inline(always)]
-fn compute<const FUSED: bool>(call: &PagedAttention<'_>, item: &Item) -> Part {
-    let (row, head_dim, group) = (call.row(item.row), call.shape.head_dim, call.group());
-    let query = gather_query(call, item, row);
-    let num_vectors = item.tokens.len() * group;
-    let mut part = Part {
-        weighted: vec![0.0; num_vectors * head_dim],
-        highest: vec![MASKED; num_vectors],
-        total: vec![0.0; num_vectors],
-    };
-    let mut scores = vec![0.0f32; num_vectors * KEY_TILE];
-    let mut transposed =
-        if num_vectors < MIN_TRANSPOSE { Vec::new() } else { vec![0.0f32; head_dim * KEY_TILE] };
-    let mut offsets = [0usize; KEY_TILE];
-    for begin in item.keys.clone().step_by(KEY_TILE) {
-        let keys = begin..(begin + KEY_TILE).min(item.keys.end);
-        for (offset, position) in offsets.iter_mut().zip(keys.clone()) {
-            *offset = call.cache_offset(row, position, item.kv_head);
-        }
-        let offsets = &offsets[..keys.len()];
-        if transposed.is_empty() {
-            scores_by_dot::<FUSED>(&query, call.key_cache, offsets, &mut scores, head_dim);
-        } else {
-            transpose(call.key_cache, offsets, &mut transposed);
-            scores_by_tile::<FUSED>(&query, &transposed, &mut scores, head_dim);
-        }
-        mask(call, item, row, keys, &mut scores);
-        softmax::<FUSED>(&mut scores, &mut part, head_dim);
-        accumulate::<FUSED>(&scores, call.value_cache, offsets, &mut part.weighted, head_dim);
-    }
-    part
-}
-
-/// The item's queries, `[vectors, head_dim]`, times the scale.
-#[inline(always)]
-fn gather_query(call: &PagedAttention<'_>, item: &Item, row: Row<'_>) -> Vec<f32> {
-    let (head_dim, group) = (call.shape.head_dim, call.group());
-    let mut query = Vec::with_capacity(item.tokens.len() * group * head_dim);
-    for token in item.tokens.clone() {
-        let at = ((row.start + token) * call.shape.num_heads + item.kv_head * group) * head_dim;
-        query.extend(call.query[at..at + group * head_dim].iter().map(|x| x * call.scale));
-    }
-    query
-}
-
-#[inline(always)]
-fn scores_by_dot<const FUSED: bool>(
-    query: &[f32],
-    key_cache: &[f32],
-    offsets: &[usize],
-    scores: &mut [f32],
-    head_dim: usize,
-) {
-    for (key, &offset) in offsets.iter().enumerate() {
-        let keys = &key_cache[offset..offset + head_dim];
-        for (vector, query) in query.chunks_exact(head_dim).enumerate() {
-            scores[vector * KEY_TILE + key] = dot::<FUSED>(query, keys);
-        }
-    }
-}
-
-/// `transposed[element][key]`, zero beyond the last key.
-#[inline(always)]
-fn transpose(key_cache: &[f32], offsets: &[usize], transposed: &mut [f32]) {
-    let head_dim = transposed.len() / KEY_TILE;
-    if offsets.len() < KEY_TILE {
-        transposed.fill(0.0);
-    }
-    for (key, &offset) in offsets.iter().enumerate() {
-        for (element, &x) in key_cache[offset..offset + head_dim].iter().enumerate() {
-            transposed[element * KEY_TILE + key] = x;
-        }
-    }
-}
-
-#[inline(always)]
-fn scores_by_tile<const FUSED: bool>(query: &[f32], transposed: &[f32], scores: &mut [f32], head_dim: usize) {
-    const VECTORS: usize = 6;
-    let num_vectors = query.len() / head_dim;
-    let whole = num_vectors - num_vectors % VECTORS;
-    for vector in (0..whole).step_by(VECTORS) {
-        score_block::<FUSED, VECTORS>(
-            &query[vector * head_dim..],
-            transposed,
-            &mut scores[vector * KEY_TILE..],
-            head_dim,
-        );
-    }
-    for vector in whole..num_vectors {
-        score_block::<FUSED, 1>(
-            &query[vector * head_dim..],
-            transposed,
-            &mut scores[vector * KEY_TILE..],
-            head_dim,
-        );
-    }
-}
-
-/// `VECTORS` rows of scores, a block of keys at a time, held in registers.
-#[inline(always)]
-fn score_block<const FUSED: bool, const VECTORS: usize>(
-    query: &[f32],
-    transposed: &[f32],
-    scores: &mut [f32],
-    head_dim: usize,
-) {
-    let rows: [&[f32]; VECTORS] =
-        std::array::from_fn(|vector| &query[vector * head_dim..(vector + 1) * head_dim]);
-    for column in (0..KEY_TILE).step_by(LANES) {
-        let mut sums = [[0.0f32; LANES]; VECTORS];
-        for (element, keys) in transposed.chunks_exact(KEY_TILE).take(head_dim).enumerate() {
-            let keys: &Block = keys[column..column + LANES].try_into().expect("a block. This is a bug.");
-            for vector in 0..VECTORS {
-                let q = rows[vector][element];
-                for lane in 0..LANES {
-                    sums[vector][lane] = fma::<FUSED>(q, keys[lane], sums[vector][lane]);
+impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
+        SCRATCH.with_borrow_mut(|scratch| {
+            // SAFETY: the batch and the slices were checked; `dispatch` has chosen a `V` of this machine.
+            unsafe {
+                if self.item.num_vectors <= STREAM_VECTORS {
+                    stream::compute::<V, Q, K>(self.work, self.item, scratch);
+                } else {
+                    tile::compute::<V, Q, K>(self.work, self.item, scratch);
                 }
             }
-        }
-        for vector in 0..VECTORS {
-            scores[vector * KEY_TILE + column..][..LANES].copy_from_slice(&sums[vector]);
-        }
-    }
-}
-
-/// Soft cap, causality, window and the end of the tile.
-#[inline(always)]
-fn mask(call: &PagedAttention<'_>, item: &Item, row: Row<'_>, keys: Range<usize>, scores: &mut [f32]) {
-    if let Some(cap) = call.soft_cap {
-        scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
-    }
-    let first = row.context_length - row.query_length + item.tokens.start;
-    let last = first + item.tokens.len() - 1;
-    if keys.len() == KEY_TILE && keys.end <= first + 1 && call.window_start(last) <= keys.start {
-        return;
-    }
-    for (vector, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
-        let position = first + vector / call.group();
-        let seen_from = call.window_start(position).clamp(keys.start, keys.end) - keys.start;
-        let seen_to = (position + 1).clamp(keys.start, keys.end) - keys.start;
-        scores[..seen_from].fill(MASKED);
-        scores[seen_to.max(seen_from)..].fill(MASKED);
-    }
-}
-
-/// Turns scores into weights against the running maximum, and rescales what was summed before.
-#[inline(always)]
-fn softmax<const FUSED: bool>(scores: &mut [f32], part: &mut Part, head_dim: usize) {
-    for (vector, scores) in scores.chunks_exact_mut(KEY_TILE).enumerate() {
-        let (blocks, _) = scores.as_chunks_mut::<LANES>();
-        let mut maxima = [part.highest[vector]; LANES];
-        for block in blocks.iter() {
-            for lane in 0..LANES {
-                maxima[lane] = if block[lane] > maxima[lane] { block[lane] } else { maxima[lane] };
-            }
-        }
-        let highest = maxima.iter().copied().fold(MASKED, f32::max);
-        let mut sums = [0.0f32; LANES];
-        for block in blocks.iter_mut() {
-            for lane in 0..LANES {
-                block[lane] = exp_nonpositive::<FUSED>(block[lane] - highest);
-                sums[lane] += block[lane];
-            }
-        }
-        let rescale = exp_nonpositive::<FUSED>(part.highest[vector] - highest);
-        part.total[vector] = part.total[vector] * rescale + sums.iter().sum::<f32>();
-        part.highest[vector] = highest;
-        if rescale != 1.0 {
-            part.weighted[vector * head_dim..(vector + 1) * head_dim].iter_mut().for_each(|x| *x *= rescale);
-        }
-    }
-}
-
-#[inline(always)]
-fn accumulate<const FUSED: bool>(
-    weights: &[f32],
-    value_cache: &[f32],
-    offsets: &[usize],
-    weighted: &mut [f32],
-    head_dim: usize,
-) {
-    const VECTORS: usize = 6;
-    let num_vectors = weighted.len() / head_dim;
-    let whole = num_vectors - num_vectors % VECTORS;
-    for vector in (0..whole).step_by(VECTORS) {
-        let (weights, weighted) = (&weights[vector * KEY_TILE..], &mut weighted[vector * head_dim..]);
-        accumulate_block::<FUSED, VECTORS>(weights, value_cache, offsets, weighted, head_dim);
-    }
-    for vector in whole..num_vectors {
-        let (weights, weighted) = (&weights[vector * KEY_TILE..], &mut weighted[vector * head_dim..]);
-        accumulate_block::<FUSED, 1>(weights, value_cache, offsets, weighted, head_dim);
-    }
-}
-
-/// Adds weights · values for `VECTORS` vectors, a block of elements at a time, held in registers.
-#[inline(always)]
-fn accumulate_block<const FUSED: bool, const VECTORS: usize>(
-    weights: &[f32],
-    value_cache: &[f32],
-    offsets: &[usize],
-    weighted: &mut [f32],
-    head_dim: usize,
-) {
-    let rows: [&[f32]; VECTORS] =
-        std::array::from_fn(|vector| &weights[vector * KEY_TILE..vector * KEY_TILE + offsets.len()]);
-    let whole = head_dim - head_dim % LANES;
-    for column in (0..whole).step_by(LANES) {
-        let mut sums: [Block; VECTORS] = std::array::from_fn(|vector| {
-            weighted[vector * head_dim + column..][..LANES].try_into().expect("a block. This is a bug.")
         });
-        for (key, &offset) in offsets.iter().enumerate() {
-            let values: &Block =
-                value_cache[offset + column..][..LANES].try_into().expect("a block. This is a bug.");
-            for vector in 0..VECTORS {
-                let weight = rows[vector][key];
-                for lane in 0..LANES {
-                    sums[vector][lane] = fma::<FUSED>(weight, values[lane], sums[vector][lane]);
-                }
-            }
+    }
+}
+
+/// A thread's memory, kept from item to item.
+#[derive(Default)]
+pub(super) struct Scratch {
+    memory: Vec<Line>,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "memory, used through pointers")] [f32; LANES]);
+
+impl Scratch {
+    /// Stretches of these lengths, each a multiple of [`LANES`], aligned to cache lines, with anything in them.
+    #[inline(always)]
+    pub(super) fn split<const N: usize>(&mut self, lengths: [usize; N]) -> [*mut f32; N] {
+        let lines = lengths.iter().sum::<usize>() / LANES;
+        if self.memory.len() < lines {
+            self.memory.resize(lines, Line::default());
         }
-        for vector in 0..VECTORS {
-            weighted[vector * head_dim + column..][..LANES].copy_from_slice(&sums[vector]);
+        let mut next = self.memory.as_mut_ptr().cast::<f32>();
+        lengths.map(|length| {
+            let begin = next;
+            next = next.wrapping_add(length);
+            begin
+        })
+    }
+}
+
+/// The softmax so far of a run of query vectors.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    /// `[vectors, padded head]`: Σ 2^(score - reference) · value.
+    pub(super) weighted: *mut f32,
+    /// `[vectors, LANES]`: Σ 2^(score - reference), in lanes.
+    pub(super) totals: *mut f32,
+    /// `[vectors]`: in powers of two; at most [`SLACK`] below the highest score so far.
+    pub(super) references: *mut f32,
+}
+
+impl State {
+    /// The vectors from `vector` on.
+    #[inline(always)]
+    pub(super) fn skip(&self, vector: usize, padded: usize) -> Self {
+        Self {
+            weighted: self.weighted.wrapping_add(vector * padded),
+            totals: self.totals.wrapping_add(vector * LANES),
+            references: self.references.wrapping_add(vector),
         }
     }
-    for element in whole..head_dim {
-        for (vector, row) in rows.iter().enumerate() {
-            let sum: f32 =
-                row.iter().zip(offsets).map(|(w, &offset)| w * value_cache[offset + element]).sum();
-            weighted[vector * head_dim + element] += sum;
+
+    /// Nothing seen yet.
+    #[inline(always)]
+    pub(super) unsafe fn clear(&self, num_vectors: usize, padded: usize) {
+        // SAFETY: the caller's memory has these sizes.
+        unsafe {
+            self.weighted.write_bytes(0, num_vectors * padded);
+            self.totals.write_bytes(0, num_vectors * LANES);
+            std::slice::from_raw_parts_mut(self.references, num_vectors).fill(MASKED);
+        }
+    }
+
+    /// Turns the scores of one vector, `[KEY_TILE]`, into weights, and adds them up.
+    #[inline(always)]
+    pub(super) unsafe fn softmax<V: Vector>(&self, vector: usize, scores: *mut f32, factor: f32, padded: usize) {
+        const VECTORS: usize = KEY_TILE / LANES;
+        // SAFETY: as above.
+        unsafe {
+            let reference = &mut *self.references.add(vector);
+            let scores_now: [V; VECTORS] = std::array::from_fn(|i| V::load(scores.add(i * LANES)));
+            let factors = V::splat(factor);
+            let relative = |reference: f32| {
+                let minus = V::splat(-reference);
+                std::array::from_fn::<V, VECTORS, _>(|i| scores_now[i].fma(factors, minus))
+            };
+            let mut exponents = relative(*reference);
+            let highest = exponents[0].max(exponents[1]).max(exponents[2].max(exponents[3]));
+            if highest.any_greater(V::splat(SLACK)) {
+                let highest = scores_now[0].max(scores_now[1]).max(scores_now[2].max(scores_now[3])).highest();
+                let raised = highest * factor;
+                self.rescale::<V>(vector, (*reference - raised).exp2(), padded);
+                *reference = raised;
+                exponents = relative(raised);
+            }
+            let mut total = V::load(self.totals.add(vector * LANES));
+            for (i, exponent) in exponents.into_iter().enumerate() {
+                let weight = exponent.exp2();
+                weight.store(scores.add(i * LANES));
+                total = total.add(weight);
+            }
+            total.store(self.totals.add(vector * LANES));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rescale<V: Vector>(&self, vector: usize, by: f32, padded: usize) {
+        // SAFETY: as above.
+        unsafe {
+            let by = V::splat(by);
+            for at in (0..padded).step_by(LANES) {
+                let at = self.weighted.add(vector * padded + at);
+                V::load(at).mul(by).store(at);
+            }
+            let total = self.totals.add(vector * LANES);
+            V::load(total).mul(by).store(total);
         }
     }
 }
 
-/// Joins the parts of one tile of queries, adds the sink, normalises, and writes to the output.
-fn merge(call: &PagedAttention<'_>, item: &Item, parts: &[Part], output: &mut [f32]) {
-    let (row, head_dim, group) = (call.row(item.row), call.shape.head_dim, call.group());
-    for vector in 0..item.tokens.len() * group {
-        let head = item.kv_head * group + vector % group;
-        let token = row.start + item.tokens.start + vector / group;
-        let sink = call.sinks.map_or(MASKED, |sinks| sinks[head]);
-        let highest = parts.iter().map(|part| part.highest[vector]).fold(sink, f32::max);
-        let share = |part: &Part| (part.highest[vector] - highest).exp();
-        let total: f32 =
-            parts.iter().map(|part| share(part) * part.total[vector]).sum::<f32>() + (sink - highest).exp();
-        let at = (token * call.shape.num_heads + head) * head_dim;
-        let out = &mut output[at..at + head_dim];
-        out.fill(0.0);
-        for part in parts {
-            let factor = share(part) / total;
-            let weighted = &part.weighted[vector * head_dim..(vector + 1) * head_dim];
-            out.iter_mut().zip(weighted).for_each(|(out, x)| *out += factor * x);
+/// The positions that a query vector sees.
+#[derive(Clone, Copy)]
+pub(super) struct Sight {
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+impl<Q: Element, K: Element> Work<'_, Q, K> {
+    pub(super) fn members(&self, item: &Item) -> &[Member] {
+        &self.plan.members[item.members.clone()]
+    }
+
+    /// The queries of an item's vectors with one key-value head, widened and in the order of [`place`], and what they see.
+    #[inline(always)]
+    pub(super) unsafe fn gather(&self, item: &Item, kv_head: usize, query: *mut f32, sights: &mut Vec<Sight>) {
+        let heads = self.call.heads;
+        let (group, head_dim, padded) = (heads.group(), heads.head_dim, padded::<K>(heads.head_dim));
+        let mut vector = 0;
+        for Member { row, tokens } in self.members(item) {
+            let row = self.batch.rows()[*row];
+            for token in tokens.clone() {
+                let position = row.num_cached() + token;
+                let start = window_start(self.call.sliding_window, position);
+                for head in 0..group {
+                    let at = ((row.start + token) * heads.num_heads + kv_head * group + head) * head_dim;
+                    // SAFETY: the caller's memory has room for all vectors of the item.
+                    let into = unsafe { std::slice::from_raw_parts_mut(query.add(vector * padded), padded) };
+                    into.fill(0.0);
+                    for (element, x) in self.call.query[at..at + head_dim].iter().enumerate() {
+                        into[place::<K>(element)] = x.widen();
+                    }
+                    sights.push(Sight { start, end: position + 1 });
+                    vector += 1;
+                }
+            }
         }
     }
+
+    /// What scores are multiplied with to count in powers of two; with a soft cap they are scaled before.
+    pub(super) fn factor(&self) -> f32 {
+        if self.call.soft_cap.is_some() { std::f32::consts::LOG2_E } else { self.call.scale * std::f32::consts::LOG2_E }
+    }
+
+    /// Soft cap, causality, window and the end of the tile, on the scores of one vector over the keys from `first` on.
+    #[inline(always)]
+    pub(super) unsafe fn adjust<V: Vector>(&self, scores: *mut f32, sight: Sight, keys: &std::ops::Range<usize>) {
+        // SAFETY: the caller's memory holds KEY_TILE scores.
+        unsafe {
+            if let Some(cap) = self.call.soft_cap {
+                // tanh(y) = 1 - 2 / (e^2y + 1)
+                let to_exponent = V::splat(2.0 * std::f32::consts::LOG2_E * self.call.scale / cap);
+                for i in (0..KEY_TILE).step_by(LANES) {
+                    // Beyond +-60 it is 1 to the last digit.
+                    let power = V::splat(-60.0).max(V::load(scores.add(i)).mul(to_exponent));
+                    let power = V::splat(60.0).min(power).exp2();
+                    let quotient = V::splat(-2.0 * cap).div(power.add(V::splat(1.0)));
+                    quotient.add(V::splat(cap)).store(scores.add(i));
+                }
+            }
+            let scores = std::slice::from_raw_parts_mut(scores, KEY_TILE);
+            let seen_from = sight.start.clamp(keys.start, keys.end) - keys.start;
+            let seen_to = sight.end.clamp(keys.start, keys.end) - keys.start;
+            scores[..seen_from].fill(MASKED);
+            scores[seen_to.max(seen_from)..].fill(MASKED);
+        }
+    }
+
+    /// Hands on what a run of vectors has computed: vector `i` of the item's key-value head `kv_head`.
+    #[inline(always)]
+    pub(super) unsafe fn finish<V: Vector>(&self, item: &Item, kv_head: usize, state: &State) {
+        let padded = padded::<K>(self.call.heads.head_dim);
+        // SAFETY: as `State` and the plan say.
+        unsafe {
+            let total = |vector: usize| V::load(state.totals.add(vector * LANES)).sum();
+            if let Some(part) = item.part {
+                let first = part + (kv_head - item.kv_heads.start) * item.num_vectors;
+                for vector in 0..item.num_vectors {
+                    let into = self.parts.add((first + vector) * part_len(padded));
+                    into.copy_from_nonoverlapping(state.weighted.add(vector * padded), padded);
+                    into.add(padded).write(*state.references.add(vector));
+                    into.add(padded + 1).write(total(vector));
+                }
+                return;
+            }
+            let mut vector = 0;
+            for Member { row, tokens } in self.members(item) {
+                for token in tokens.clone() {
+                    for head in 0..self.call.heads.group() {
+                        let weighted = std::slice::from_raw_parts(state.weighted.add(vector * padded), padded);
+                        let reference = *state.references.add(vector);
+                        self.write(*row, token, (kv_head, head), &mut [(weighted, reference, total(vector))].into_iter());
+                        vector += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Joins the parts of a run of tokens and one key-value head.
+    fn merge(&self, merge: &Merge) {
+        let padded = padded::<K>(self.call.heads.head_dim);
+        let group = self.call.heads.group();
+        let parts = &self.plan.merged_parts[merge.parts.clone()];
+        for (index, token) in merge.tokens.clone().enumerate() {
+            for head in 0..group {
+                let mut parts = parts.iter().map(|part| {
+                    // SAFETY: all items are done; the plan has numbered these vectors.
+                    let memory = unsafe { self.parts.add((part + index * group + head) * part_len(padded)) };
+                    // SAFETY: as above.
+                    let part = unsafe { std::slice::from_raw_parts(memory, part_len(padded)) };
+                    (&part[..padded], part[padded], part[padded + 1])
+                });
+                // SAFETY: no item and no other merge writes this vector.
+                unsafe { self.write(merge.row, token, (merge.kv_head, head), &mut parts) };
+            }
+        }
+    }
+
+    /// Joins (weighted sum, reference, total) of one query vector, adds the sink, normalises, and writes to the output.
+    unsafe fn write<'p>(
+        &self,
+        row: usize,
+        token: usize,
+        (kv_head, head): (usize, usize),
+        parts: &mut (impl Iterator<Item = (&'p [f32], f32, f32)> + Clone),
+    ) {
+        let heads = self.call.heads;
+        let head = kv_head * heads.group() + head;
+        let sink = self.call.sinks.map_or(MASKED, |sinks| sinks[head] * std::f32::consts::LOG2_E);
+        let highest = parts.clone().map(|(_, reference, _)| reference).fold(sink, f32::max);
+        let total: f32 = parts.clone().map(|(_, reference, total)| (reference - highest).exp2() * total).sum();
+        let total = total + (sink - highest).exp2();
+        let at = ((self.batch.rows()[row].start + token) * heads.num_heads + head) * heads.head_dim;
+        // SAFETY: the batch and the output were checked against each other; nobody else writes this vector.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.output.add(at), heads.head_dim) };
+        for (element, out) in out.iter_mut().enumerate() {
+            let weighted = |(weighted, reference, _): (&[f32], f32, f32)| {
+                (reference - highest).exp2() / total * weighted[place::<K>(element)]
+            };
+            *out = Q::narrow(parts.clone().map(weighted).sum());
+        }
+    }
+}
+
+/// Where an element of a head stands in what is widened from `K`: halves of 32-bit words are separated by vectors.
+#[inline(always)]
+pub(super) fn place<K: Element>(element: usize) -> usize {
+    if !K::IS_HALF {
+        return element;
+    }
+    let (chunk, element) = (element / (2 * LANES), element % (2 * LANES));
+    chunk * 2 * LANES + element % 2 * LANES + element / 2
+}
+
+/// The length of a head in whole vectors.
+#[inline(always)]
+pub(super) fn padded<K: Element>(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(if K::IS_HALF { 2 * LANES } else { LANES })
+}
+
+/// Floats of a vector among the parts.
+fn part_len(padded: usize) -> usize {
+    padded + 2
 }
