@@ -44,8 +44,8 @@ class Implementation:
 
 
 REFERENCE = Implementation("reference")
-# For weights that are packed, and only for them.
-PACKED = Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.bfloat16}))
+NATIVE = Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32, torch.bfloat16}))
+PACKED = NATIVE  # for weights that are packed, and only for them
 CACHE_REFERENCE = Implementation("reference", dtypes=FLOATS | FP8)
 GPU = frozenset({"cuda"})
 TRITON = Implementation("triton", devices=GPU)
@@ -55,24 +55,23 @@ CACHE_TRITON = Implementation("triton", devices=GPU, dtypes=FLOATS | FP8)
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (CACHE_TRITON, CACHE_REFERENCE),
     "embedding": (PACKED, REFERENCE),
-    "gelu_mul": (TRITON, REFERENCE),
+    "gelu_mul": (TRITON, NATIVE, REFERENCE),
     "kv_store": (CACHE_TRITON, CACHE_REFERENCE),
     "linear": (PACKED, REFERENCE),
     "paged_attention": (
         Implementation("triton", devices=GPU, dtypes=FLOATS | FP8, capturable=True),
+        NATIVE,
         Implementation("sdpa", dtypes=FLOATS | FP8),
         # By name only: peers, where they are installed.
         Implementation("flashinfer", devices=GPU, dtypes=HALVES),
         Implementation("flash_attention", devices=GPU, dtypes=HALVES),
-        # By name only: beside torch's own threads, which spin while they wait, its threads starve (kernels/LOG.md).
-        Implementation("cpu", devices=frozenset({"cpu"}), dtypes=frozenset({torch.float32})),
         CACHE_REFERENCE,
     ),
-    "rms_norm": (TRITON, REFERENCE),
+    "rms_norm": (TRITON, NATIVE, REFERENCE),
     "rope": (TRITON, REFERENCE),
-    "rope_kv_store": (CACHE_TRITON, CACHE_REFERENCE),
-    "sampling": (TRITON, REFERENCE),
-    "silu_mul": (TRITON, REFERENCE),
+    "rope_kv_store": (CACHE_TRITON, NATIVE, CACHE_REFERENCE),
+    "sampling": (TRITON, NATIVE, REFERENCE),
+    "silu_mul": (TRITON, NATIVE, REFERENCE),
 }
 
 

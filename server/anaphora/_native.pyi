@@ -10,21 +10,79 @@ def main(argv: list[str], child: list[str]) -> int:
     `fetch …`. SIGINT and SIGTERM belong to the Rust side while it runs.
     """
 
-_Memory = tuple[int, int]  # of a contiguous tensor: (data_ptr, numel)
-
 def set_num_threads(num_threads: int) -> None:
     """Start the threads that all kernels of this process share: as many, the caller's included.
 
     Without it there are as many as cores.
     """
 
-def paged_attention_f32(
-    tensors: tuple[_Memory, _Memory, _Memory, _Memory],  # query, key cache, value cache, output
-    rows: tuple[_Memory, _Memory, _Memory],  # int32: block tables, query starts, context lengths
-    shape: tuple[int, int, int, int, int],  # heads, KV heads, head size, block size, blocks in a table
-    options: tuple[float, int | None, float | None, _Memory | None],  # scale, sliding window, soft cap, sinks
+# Below, tensors are their `data_ptr()`, contiguous if nothing else is said; dtypes are numbers (see
+# `anaphora_kernels.native_dtypes`).
+
+class AttentionPlan:
+    """The rows of a step and how their attention is divided into work. ValueError if the sizes do not fit together."""
+
+    def __init__(
+        self,
+        rows: tuple[int, int, int, int, int],  # rows, table columns; int32 block tables, query starts, context lengths
+        heads: tuple[int, int, int],  # query heads, KV heads, head size
+        cache: tuple[int, int],  # blocks, block size
+        sliding_window: int | None,
+    ) -> None: ...
+    def run(
+        self,
+        query_dtype: int,
+        cache_dtype: int,
+        query: int,
+        query_stride: int,  # elements from one token to the next
+        key_cache: int,
+        value_cache: int,
+        output: int,
+        scale: float,
+        soft_cap: float | None,
+        sinks: int | None,  # float32
+    ) -> None:
+        """`kernels/native`'s paged attention of one layer."""
+
+def rms_norm(
+    dtype: int,
+    weight_dtype: int,
+    x: int,
+    residual: int | None,
+    weight: int,
+    out: int,
+    rows: int,
+    width: int,
+    eps: float,
 ) -> None:
-    """`kernels/native`'s paged attention; ValueError if the sizes do not fit together."""
+    """`kernels/native`'s rms_norm."""
+
+def gate_mul_rows(dtype: int, is_gelu: bool, gate_up: int, out: int, rows: int, width: int) -> None:
+    """`kernels/native`'s gate of an MLP: SiLU or GELU."""
+
+def rope_kv_store(
+    dtype: int,
+    cache_dtype: int,
+    tensors: tuple[int, int, int],  # query, key, value; heads contiguous
+    strides: tuple[int, int, int],  # of theirs, from one token to the next, in elements
+    angles: tuple[int, int, int],  # cosines, sines, angles per token
+    caches: tuple[int, int, int],  # keys, values, cells
+    indices: tuple[int, int],  # int64, tokens
+    heads: tuple[int, int, int],  # query heads, KV heads, head size
+) -> None:
+    """`kernels/native`'s rope_kv_store."""
+
+def sample(
+    logits: tuple[int, int, int],  # dtype, address, elements from row to row
+    scores: int | None,  # float32: the logits after biases and penalties, if there are any
+    rows: int,
+    vocab_size: int,
+    random: tuple[int, int | None, int, int, int] | None,  # rows that draw: count, which, temperatures, seeds, counters
+    truncations: tuple[int | None, int | None, int | None],  # of those rows: top-k, top-p, min-p
+    top: tuple[int, int, int, int, int] | None,  # rows with alternatives: count, which, how many; tokens, logprobs
+    out: tuple[int, int],  # tokens, logprobs
+) -> None:
+    """`kernels/native`'s sampling; integers are int64, floats float32."""
 
 class PackedWeight:
     """A weight [rows, columns]; see `anaphora_kernels.linear.cpu`, also for the numbers of dtypes."""

@@ -1,9 +1,10 @@
-"""paged_attention on a CPU, by `kernels/native`: reads keys and values where they lie, in tiles, on torch's threads."""
+"""paged_attention on a CPU, by `kernels/native`: reads keys and values where they lie, shared prefixes once."""
 
 import torch
 from anaphora import _native
 from torch import Tensor
 
+from anaphora_kernels.native_dtypes import NUMBERS
 from anaphora_kernels.paged_attention import AttentionMetadata
 
 
@@ -18,20 +19,39 @@ def paged_attention(
     soft_cap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """As `anaphora_kernels.paged_attention`; float32."""
-    query, block_tables = query.contiguous(), metadata.block_tables.contiguous()
+    """See `anaphora_kernels.paged_attention`; the cache is float32 or bfloat16, whatever the query is of the two."""
+    key = ("cpu", sliding_window, query.shape[1], key_cache.shape)
+    plan = metadata.plans.get(key)
+    if plan is None:
+        plan = metadata.plans[key] = _plan(query, key_cache, metadata, sliding_window)
+    if query.stride(1) != query.shape[2] or query.stride(2) != 1:
+        query = query.contiguous()
     sinks = None if sinks is None else sinks.float().contiguous()  # named, so that it outlives the call
-    out = torch.empty_like(query)
-    _, num_heads, head_dim = query.shape
-    _, block_size, num_kv_heads, _ = key_cache.shape
-    _native.paged_attention_f32(
-        (_memory(query), _memory(key_cache), _memory(value_cache), _memory(out)),
-        (_memory(block_tables), _memory(metadata.query_starts), _memory(metadata.context_lengths)),
-        (num_heads, num_kv_heads, head_dim, block_size, block_tables.shape[1]),
-        (scale, sliding_window, soft_cap, None if sinks is None else _memory(sinks)),
+    out = torch.empty(query.shape, dtype=query.dtype)
+    plan.run(
+        NUMBERS[query.dtype],
+        NUMBERS[key_cache.dtype],
+        query.data_ptr(),
+        query.stride(0),
+        key_cache.data_ptr(),
+        value_cache.data_ptr(),
+        out.data_ptr(),
+        scale,
+        soft_cap,
+        None if sinks is None else sinks.data_ptr(),
     )
     return out
 
 
-def _memory(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), tensor.numel()
+def _plan(
+    query: Tensor, key_cache: Tensor, metadata: AttentionMetadata, sliding_window: int | None
+) -> _native.AttentionPlan:
+    tables = metadata.block_tables.contiguous()
+    num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape
+    starts, contexts = metadata.query_starts, metadata.context_lengths
+    return _native.AttentionPlan(
+        (metadata.num_rows, tables.shape[1], tables.data_ptr(), starts.data_ptr(), contexts.data_ptr()),
+        (query.shape[1], num_kv_heads, head_dim),
+        (num_blocks, block_size),
+        sliding_window,
+    )

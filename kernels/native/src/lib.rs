@@ -6,9 +6,13 @@
 //! `tests/` holds the twins against each other on every path that the machine can run.
 
 mod element;
+pub mod gate;
 pub mod linear;
 pub mod paged_attention;
 pub mod pool;
+pub mod rms_norm;
+pub mod rope_kv_store;
+pub mod sampling;
 pub mod simd;
 pub mod vector;
 

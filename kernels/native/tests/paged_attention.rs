@@ -2,7 +2,9 @@
 
 use anaphora_kernels::{
     Bf16, Element, Pool,
-    paged_attention::{Batch, Heads, PagedAttention, Plan, ShapeError, paged_attention, paged_attention_naive},
+    paged_attention::{
+        Batch, Heads, PagedAttention, Plan, ShapeError, paged_attention, paged_attention_naive,
+    },
     simd::Level,
 };
 use proptest::prelude::*;
@@ -74,12 +76,15 @@ fn max_difference<Q: Element, K: Element>(case: &Case, level: Level, num_threads
         }
     }
     let heads = Heads { num_heads: num_kv_heads * group, num_kv_heads, head_dim };
-    let query: Vec<Q> =
-        (0..batch.num_tokens() * heads.num_heads * head_dim).map(|i| Q::narrow(noise(i + 99) * 2.0)).collect();
+    let query_stride = heads.num_heads * head_dim + 5;
+    let query: Vec<Q> = (0..(batch.num_tokens() * query_stride).saturating_sub(5))
+        .map(|i| Q::narrow(noise(i + 99) * 2.0))
+        .collect();
     let sinks: Vec<f32> = (0..heads.num_heads).map(|head| noise(head) * 3.0).collect();
     let call = PagedAttention {
         heads,
         query: &query,
+        query_stride,
         key_cache: &keys,
         value_cache: &values,
         scale: (head_dim as f32).powf(-0.5),
@@ -89,7 +94,8 @@ fn max_difference<Q: Element, K: Element>(case: &Case, level: Level, num_threads
     };
     let plan = Plan::new(&batch, heads, case.sliding_window, num_threads);
     let pool = Pool::new(num_threads).expect("threads");
-    let (mut got, mut want) = (vec![Q::narrow(f32::NAN); query.len()], vec![Q::narrow(f32::NAN); query.len()]);
+    let output = vec![Q::narrow(f32::NAN); batch.num_tokens() * heads.num_heads * head_dim];
+    let (mut got, mut want) = (output.clone(), output);
     paged_attention(&call, &batch, &plan, &mut got, &pool, level).expect("valid");
     paged_attention_naive(&call, &batch, &mut want).expect("valid");
     got.iter()
@@ -104,7 +110,10 @@ fn check(case: &Case) {
             let difference = max_difference::<f32, f32>(case, level, num_threads);
             assert!(difference < 2e-5, "{level:?}, {num_threads} threads: off by {difference} in {case:?}");
             let difference = max_difference::<f32, Bf16>(case, level, num_threads);
-            assert!(difference < 2e-5, "bf16 cache, {level:?}, {num_threads} threads: off by {difference} in {case:?}");
+            assert!(
+                difference < 2e-5,
+                "bf16 cache, {level:?}, {num_threads} threads: off by {difference} in {case:?}"
+            );
         }
         // Results of at most 1 differ by a rounding at most.
         let difference = max_difference::<Bf16, Bf16>(case, level, 2);
@@ -197,6 +206,7 @@ fn slices_that_do_not_fit_are_refused() {
     let call = PagedAttention {
         heads,
         query: &query,
+        query_stride: 8,
         key_cache: &cache,
         value_cache: &cache,
         scale: 1.0,

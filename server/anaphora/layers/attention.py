@@ -1,10 +1,11 @@
-"""Attention over the paged KV cache: stores the new keys and values, then attends. Every rank has its own heads."""
+"""Attention over the paged KV cache: rotates, stores the new keys and values, attends. Every rank has its own heads."""
 
 import anaphora_kernels
 from torch import Tensor
 
 from anaphora.context import ForwardContext
 from anaphora.kv_cache import LayerCache
+from anaphora.layers.rotary import Angles
 
 
 class Attention:
@@ -18,16 +19,19 @@ class Attention:
 
     def __call__(
         self,
-        query: Tensor,  # [T, num_heads, head_dim], rotated
-        key: Tensor,  # [T, num_kv_heads, head_dim], rotated
+        query: Tensor,  # [T, num_heads, head_dim]; rotated in place
+        key: Tensor,  # [T, num_kv_heads, head_dim]; undefined afterwards
         value: Tensor,  # [T, num_kv_heads, head_dim]
+        angles: Angles,
         context: ForwardContext,
         cache: LayerCache,  # written
     ) -> Tensor:
         """[T, num_heads * head_dim]."""
-        anaphora_kernels.kv_store(
+        anaphora_kernels.rope_kv_store(
+            query,
             key,
             value,
+            *angles,
             cache.keys,
             cache.values,
             context.kv_indices,

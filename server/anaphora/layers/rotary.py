@@ -8,9 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-import anaphora_kernels
 import torch
 from torch import Tensor
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines, [T, head_dim / 2] each."""
 
 
 class RopeScaling(Protocol):
@@ -69,12 +71,7 @@ class RotaryEmbedding:
         frequencies = 1.0 / theta**exponents
         self.frequencies = (scaling.scale(frequencies) if scaling else frequencies).to(device)
 
-    def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Positions [T] -> cosines and sines [T, head_dim / 2]."""
+    def __call__(self, positions: Tensor, dtype: torch.dtype) -> Angles:
+        """The angles of positions [T]."""
         angles = positions.to(torch.float32).unsqueeze(1) * self.frequencies
         return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(heads: Tensor, angles: tuple[Tensor, Tensor]) -> None:
-    """Rotates heads [T, n, head_dim] in place by the angles of their tokens."""
-    anaphora_kernels.rope(heads, *angles)

@@ -17,9 +17,9 @@ from torch import Tensor
 from anaphora.context import ForwardContext
 from anaphora.kv_cache import KvCache, LayerCache
 from anaphora.layers.parameters import Part, Placement
-from anaphora.layers.rotary import RotaryEmbedding
+from anaphora.layers.rotary import Angles, RotaryEmbedding
 from anaphora.model_config import ModelConfig
-from anaphora.models.llama import Angles, LlamaForCausalLM, LlamaLayer, hidden_norm
+from anaphora.models.llama import LlamaForCausalLM, LlamaLayer, hidden_norm
 
 
 class Gemma3Layer(LlamaLayer):

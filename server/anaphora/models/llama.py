@@ -23,10 +23,8 @@ from anaphora.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from anaphora.layers.linear import GateUpLinear, QkvLinear, RowParallelLinear
 from anaphora.layers.norm import HeadNorm, RmsNorm
 from anaphora.layers.parameters import Part, Placement
-from anaphora.layers.rotary import RotaryEmbedding, rotate
+from anaphora.layers.rotary import Angles, RotaryEmbedding
 from anaphora.model_config import ModelConfig
-
-Angles = tuple[Tensor, Tensor]  # cosines and sines, [T, head_dim / 2] each
 
 
 def hidden_norm(config: ModelConfig, placement: Placement) -> RmsNorm:
@@ -53,13 +51,11 @@ class LlamaAttention:
 
     def __call__(self, x: Tensor, angles: Angles, context: ForwardContext, layer_cache: LayerCache) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        heads = self.qkv_proj(x)
-        query, key, value = self.qkv_proj.split(heads)
+        query, key, value = self.qkv_proj.split(self.qkv_proj(x))
         if self.head_norms:
             self.head_norms["q_norm"].normalise(query)
             self.head_norms["k_norm"].normalise(key)
-        rotate(heads[:, : -self.qkv_proj.num_kv_heads], angles)  # queries and keys, not values
-        return self.o_proj(self.attention(query, key, value, context, layer_cache))
+        return self.o_proj(self.attention(query, key, value, angles, context, layer_cache))
 
     def parts(self, prefix: str) -> dict[str, Part]:
         """The checkpoint's names under `prefix`."""

@@ -5,23 +5,19 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use anaphora_kernels::{
-    Pool,
-    paged_attention::{self, PagedAttention, Shape},
-    simd::Level,
-};
+use anaphora_kernels::Pool;
 use pyo3::{
     exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
 };
 
+mod attention;
 mod linear;
+mod sampling;
+mod small;
 
 /// A tensor's `data_ptr()`.
 type Address = usize;
-
-/// A contiguous tensor: `(tensor.data_ptr(), tensor.numel())`.
-type Memory = (usize, usize);
 
 /// A dtype that the kernels know, as Python names it by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,47 +84,11 @@ fn with_pool<T>(work: impl FnOnce(&Pool) -> T) -> PyResult<T> {
     Ok(work(pool.as_ref().expect("it was just made. This is a bug.")))
 }
 
-/// Attention over a paged cache of float32; see `anaphora_kernels.paged_attention`. Tensors are `(data_ptr, numel)`;
-/// `shape` is `(num_heads, num_kv_heads, head_dim, block_size, max_blocks)`; `rows` is `(block_tables, query_starts,
-/// context_lengths)`, int32; `options` is `(scale, sliding_window, soft_cap, sinks)`.
-#[pyfunction]
-#[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
-fn paged_attention_f32(
-    py: Python<'_>,
-    tensors: (Memory, Memory, Memory, Memory),
-    rows: (Memory, Memory, Memory),
-    shape: (usize, usize, usize, usize, usize),
-    options: (f32, Option<usize>, Option<f32>, Option<Memory>),
-) -> PyResult<()> {
-    let (query, key_cache, value_cache, output) = tensors;
-    let (block_tables, query_starts, context_lengths) = rows;
-    let (num_heads, num_kv_heads, head_dim, block_size, max_blocks) = shape;
-    let (scale, sliding_window, soft_cap, sinks) = options;
-    // SAFETY: `paged_attention/cpu.py` passes contiguous tensors of these types, keeps them alive during the call, and has
-    // just made `output` itself.
-    let (call, output) = unsafe {
-        let call = PagedAttention {
-            shape: Shape { num_heads, num_kv_heads, head_dim, block_size, max_blocks },
-            query: elements(query.0, query.1),
-            key_cache: elements(key_cache.0, key_cache.1),
-            value_cache: elements(value_cache.0, value_cache.1),
-            block_tables: elements(block_tables.0, block_tables.1),
-            query_starts: elements(query_starts.0, query_starts.1),
-            context_lengths: elements(context_lengths.0, context_lengths.1),
-            scale,
-            sliding_window,
-            soft_cap,
-            sinks: sinks.map(|sinks| elements(sinks.0, sinks.1)),
-        };
-        (call, elements_mut(output.0, output.1))
-    };
-    py.detach(|| with_pool(|pool| paged_attention::paged_attention(&call, output, pool, Level::best())))?
-        .map_err(|error| PyValueError::new_err(error.to_string()))
-}
-
 /// Adds the kernels to the module.
 pub(crate) fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(set_num_threads, module)?)?;
-    module.add_function(wrap_pyfunction!(paged_attention_f32, module)?)?;
+    attention::init(module)?;
+    sampling::init(module)?;
+    small::init(module)?;
     linear::init(module)
 }

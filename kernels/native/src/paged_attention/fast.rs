@@ -155,7 +155,13 @@ impl State {
 
     /// Turns the scores of one vector, `[KEY_TILE]`, into weights, and adds them up.
     #[inline(always)]
-    pub(super) unsafe fn softmax<V: Vector>(&self, vector: usize, scores: *mut f32, factor: f32, padded: usize) {
+    pub(super) unsafe fn softmax<V: Vector>(
+        &self,
+        vector: usize,
+        scores: *mut f32,
+        factor: f32,
+        padded: usize,
+    ) {
         const VECTORS: usize = KEY_TILE / LANES;
         // SAFETY: as above.
         unsafe {
@@ -169,7 +175,8 @@ impl State {
             let mut exponents = relative(*reference);
             let highest = exponents[0].max(exponents[1]).max(exponents[2].max(exponents[3]));
             if highest.any_greater(V::splat(SLACK)) {
-                let highest = scores_now[0].max(scores_now[1]).max(scores_now[2].max(scores_now[3])).highest();
+                let highest =
+                    scores_now[0].max(scores_now[1]).max(scores_now[2].max(scores_now[3])).highest();
                 let raised = highest * factor;
                 self.rescale::<V>(vector, (*reference - raised).exp2(), padded);
                 *reference = raised;
@@ -214,7 +221,13 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
 
     /// The queries of an item's vectors with one key-value head, widened and in the order of [`place`], and what they see.
     #[inline(always)]
-    pub(super) unsafe fn gather(&self, item: &Item, kv_head: usize, query: *mut f32, sights: &mut Vec<Sight>) {
+    pub(super) unsafe fn gather(
+        &self,
+        item: &Item,
+        kv_head: usize,
+        query: *mut f32,
+        sights: &mut Vec<Sight>,
+    ) {
         let heads = self.call.heads;
         let (group, head_dim, padded) = (heads.group(), heads.head_dim, padded::<K>(heads.head_dim));
         let mut vector = 0;
@@ -224,7 +237,8 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
                 let position = row.num_cached() + token;
                 let start = window_start(self.call.sliding_window, position);
                 for head in 0..group {
-                    let at = ((row.start + token) * heads.num_heads + kv_head * group + head) * head_dim;
+                    let at =
+                        (row.start + token) * self.call.query_stride + (kv_head * group + head) * head_dim;
                     // SAFETY: the caller's memory has room for all vectors of the item.
                     let into = unsafe { std::slice::from_raw_parts_mut(query.add(vector * padded), padded) };
                     into.fill(0.0);
@@ -240,12 +254,21 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
 
     /// What scores are multiplied with to count in powers of two; with a soft cap they are scaled before.
     pub(super) fn factor(&self) -> f32 {
-        if self.call.soft_cap.is_some() { std::f32::consts::LOG2_E } else { self.call.scale * std::f32::consts::LOG2_E }
+        if self.call.soft_cap.is_some() {
+            std::f32::consts::LOG2_E
+        } else {
+            self.call.scale * std::f32::consts::LOG2_E
+        }
     }
 
     /// Soft cap, causality, window and the end of the tile, on the scores of one vector over the keys from `first` on.
     #[inline(always)]
-    pub(super) unsafe fn adjust<V: Vector>(&self, scores: *mut f32, sight: Sight, keys: &std::ops::Range<usize>) {
+    pub(super) unsafe fn adjust<V: Vector>(
+        &self,
+        scores: *mut f32,
+        sight: Sight,
+        keys: &std::ops::Range<usize>,
+    ) {
         // SAFETY: the caller's memory holds KEY_TILE scores.
         unsafe {
             if let Some(cap) = self.call.soft_cap {
@@ -288,9 +311,15 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
             for Member { row, tokens } in self.members(item) {
                 for token in tokens.clone() {
                     for head in 0..self.call.heads.group() {
-                        let weighted = std::slice::from_raw_parts(state.weighted.add(vector * padded), padded);
+                        let weighted =
+                            std::slice::from_raw_parts(state.weighted.add(vector * padded), padded);
                         let reference = *state.references.add(vector);
-                        self.write(*row, token, (kv_head, head), &mut [(weighted, reference, total(vector))].into_iter());
+                        self.write(
+                            *row,
+                            token,
+                            (kv_head, head),
+                            &mut [(weighted, reference, total(vector))].into_iter(),
+                        );
                         vector += 1;
                     }
                 }
@@ -330,7 +359,8 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
         let head = kv_head * heads.group() + head;
         let sink = self.call.sinks.map_or(MASKED, |sinks| sinks[head] * std::f32::consts::LOG2_E);
         let highest = parts.clone().map(|(_, reference, _)| reference).fold(sink, f32::max);
-        let total: f32 = parts.clone().map(|(_, reference, total)| (reference - highest).exp2() * total).sum();
+        let total: f32 =
+            parts.clone().map(|(_, reference, total)| (reference - highest).exp2() * total).sum();
         let total = total + (sink - highest).exp2();
         let at = ((self.batch.rows()[row].start + token) * heads.num_heads + head) * heads.head_dim;
         // SAFETY: the batch and the output were checked against each other; nobody else writes this vector.

@@ -48,8 +48,10 @@ impl Heads {
 pub struct PagedAttention<'a, Q: Element, K: Element> {
     /// Sizes.
     pub heads: Heads,
-    /// `[num_tokens, num_heads, head_dim]`.
+    /// `[num_tokens, num_heads, head_dim]`; token `t` begins at `t * query_stride`.
     pub query: &'a [Q],
+    /// `num_heads * head_dim`, or more if other heads stand between the tokens.
+    pub query_stride: usize,
     /// `[num_blocks, block_size, num_kv_heads, head_dim]`; what lies beyond a context is never read.
     pub key_cache: &'a [K],
     /// As `key_cache`.
@@ -118,6 +120,13 @@ impl<Q: Element, K: Element> PagedAttention<'_, Q, K> {
         (batch.cell(row, position) * self.heads.num_kv_heads + kv_head) * self.heads.head_dim
     }
 
+    /// Elements from the first query to the last.
+    #[must_use]
+    pub fn query_len(&self, num_tokens: usize) -> usize {
+        let len = self.heads.num_heads * self.heads.head_dim;
+        num_tokens.checked_sub(1).map_or(0, |before| before * self.query_stride.max(len) + len)
+    }
+
     /// Checks every length against the batch, so that the kernels need not.
     fn validate(&self, batch: &Batch, output: &[Q]) -> Result<(), ShapeError> {
         let Heads { num_heads, num_kv_heads, head_dim } = self.heads;
@@ -127,8 +136,8 @@ impl<Q: Element, K: Element> PagedAttention<'_, Q, K> {
         let num_cells = batch.num_blocks() * batch.block_size();
         check("key_cache", self.key_cache.len(), num_cells * num_kv_heads * head_dim)?;
         check("value_cache", self.value_cache.len(), self.key_cache.len())?;
-        check("query", self.query.len(), batch.num_tokens() * num_heads * head_dim)?;
-        check("output", output.len(), self.query.len())?;
+        check("query", self.query.len(), self.query_len(batch.num_tokens()))?;
+        check("output", output.len(), batch.num_tokens() * num_heads * head_dim)?;
         check("sinks", self.sinks.map_or(num_heads, <[f32]>::len), num_heads)
     }
 }

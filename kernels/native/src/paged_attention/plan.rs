@@ -84,10 +84,13 @@ impl Plan {
         let segments = segments(batch, heads.group(), sliding_window);
         let mut plan = Self::default();
         let cost = |segment: &Segment| {
-            (num_vectors(&segment.members, heads.group()) + KEY_COST) * segment.keys.len() * heads.num_kv_heads
+            (num_vectors(&segment.members, heads.group()) + KEY_COST)
+                * segment.keys.len()
+                * heads.num_kv_heads
         };
         let total: usize = segments.iter().map(cost).sum();
-        let pieces = if num_threads > 1 { num_threads * (total / num_threads / GRAIN).clamp(1, 4) } else { 1 };
+        let pieces =
+            if num_threads > 1 { num_threads * (total / num_threads / GRAIN).clamp(1, 4) } else { 1 };
         let target = total / pieces + 1;
         let mut covers = Vec::new();
         for segment in segments {
@@ -99,7 +102,14 @@ impl Plan {
     }
 
     /// Makes the items of a segment, and notes what they cover if it is to be merged.
-    fn push(&mut self, segment: Segment, heads: Heads, target: usize, may_split: bool, covers: &mut Vec<Cover>) {
+    fn push(
+        &mut self,
+        segment: Segment,
+        heads: Heads,
+        target: usize,
+        may_split: bool,
+        covers: &mut Vec<Cover>,
+    ) {
         let group = heads.group();
         let num_vectors = num_vectors(&segment.members, group);
         let per_item = if num_vectors <= STREAM_VECTORS { heads.num_kv_heads } else { 1 };

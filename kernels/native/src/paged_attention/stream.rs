@@ -14,7 +14,11 @@ use crate::{
 
 /// Computes an item of any number of key-value heads, with at most `STREAM_VECTORS` query vectors each.
 #[inline(always)]
-pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(work: &Work<'_, Q, K>, item: &Item, scratch: &mut Scratch) {
+pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
+    work: &Work<'_, Q, K>,
+    item: &Item,
+    scratch: &mut Scratch,
+) {
     // SAFETY: the caller's promise.
     unsafe {
         match item.num_vectors {
@@ -71,7 +75,12 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
                     state.softmax::<V>(vector, scores, work.factor(), padded);
                 }
                 let values = work.call.value_cache.as_ptr();
-                head.accumulate::<V, K, N>(scores, |key| values.add(at(cells[key])), range.len(), state.weighted);
+                head.accumulate::<V, K, N>(
+                    scores,
+                    |key| values.add(at(cells[key])),
+                    range.len(),
+                    state.weighted,
+                );
             }
         }
         for (index, kv_head) in item.kv_heads.clone().enumerate() {
@@ -95,7 +104,10 @@ impl Head {
         // SAFETY: `from` has `head_dim` elements, `tail` `padded`; the caller fills it where they differ.
         unsafe {
             if self.head_dim != self.padded {
-                (V::load(self.tail.add(element)), V::load(self.tail.add(element + if K::IS_HALF { LANES } else { 0 })))
+                (
+                    V::load(self.tail.add(element)),
+                    V::load(self.tail.add(element + if K::IS_HALF { LANES } else { 0 })),
+                )
             } else if K::IS_HALF {
                 V::load(from.add(element).cast::<f32>()).halves()
             } else {
@@ -167,7 +179,9 @@ impl Head {
             for element in (0..self.padded).step_by(step) {
                 // Two vectors of each query's sum: the halves of one chunk, or two chunks.
                 let has_second = element + LANES < self.padded;
-                let at = |vector: usize, second: usize| weighted.add(vector * self.padded + element + second * LANES);
+                let at = |vector: usize, second: usize| {
+                    weighted.add(vector * self.padded + element + second * LANES)
+                };
                 let second = usize::from(has_second);
                 let mut sums: [[V; 2]; N] =
                     std::array::from_fn(|vector| [V::load(at(vector, 0)), V::load(at(vector, second))]);

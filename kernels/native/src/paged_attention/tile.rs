@@ -23,7 +23,11 @@ const VECTORS: usize = 6;
 
 /// Computes an item of one key-value head.
 #[inline(always)]
-pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(work: &Work<'_, Q, K>, item: &Item, scratch: &mut Scratch) {
+pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
+    work: &Work<'_, Q, K>,
+    item: &Item,
+    scratch: &mut Scratch,
+) {
     let kv_head = item.kv_heads.start;
     let padded = padded::<K>(work.call.heads.head_dim);
     let num_vectors = item.num_vectors.next_multiple_of(2);
@@ -67,7 +71,8 @@ pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(work: &Work<'_, 
                     4 => tile.scores::<V, 4>(query),
                     _ => tile.scores::<V, 2>(query),
                 }
-                let is_partial = |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
+                let is_partial =
+                    |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
                 let is_partial = range.len() < KEY_TILE || sights.iter().any(is_partial);
                 for (vector, sight) in sights.iter().enumerate() {
                     let scores = scores.add(vector * KEY_TILE);
@@ -117,7 +122,11 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn score_block<V: Vector, const R: usize, const C: usize>(&self, query: *const f32, column: usize) {
+    unsafe fn score_block<V: Vector, const R: usize, const C: usize>(
+        &self,
+        query: *const f32,
+        column: usize,
+    ) {
         // SAFETY: as above.
         unsafe {
             let mut sums = [[V::splat(0.0); C]; R];
@@ -163,7 +172,11 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn accumulate_block<V: Vector, const R: usize, const C: usize>(&self, weighted: *mut f32, column: usize) {
+    unsafe fn accumulate_block<V: Vector, const R: usize, const C: usize>(
+        &self,
+        weighted: *mut f32,
+        column: usize,
+    ) {
         // SAFETY: as above.
         unsafe {
             let at = |r: usize, c: usize| weighted.add(r * self.padded + (column + c) * LANES);
@@ -247,13 +260,25 @@ unsafe fn pack_values<V: Vector, K: Element>(
     for (index, cell) in cells.iter().enumerate() {
         let at = (cell * heads.num_kv_heads + kv_head) * heads.head_dim;
         // SAFETY: cells were checked against the cache; the lengths in `compute`.
-        unsafe { widen::<V, K>(work.call.value_cache.as_ptr().add(at), into.add(index * padded), heads.head_dim, padded) };
+        unsafe {
+            widen::<V, K>(
+                work.call.value_cache.as_ptr().add(at),
+                into.add(index * padded),
+                heads.head_dim,
+                padded,
+            )
+        };
     }
 }
 
 /// One head's elements, widened, in the order of [`place`], with zeros after the last.
 #[inline(always)]
-pub(super) unsafe fn widen<V: Vector, K: Element>(from: *const K, into: *mut f32, head_dim: usize, padded: usize) {
+pub(super) unsafe fn widen<V: Vector, K: Element>(
+    from: *const K,
+    into: *mut f32,
+    head_dim: usize,
+    padded: usize,
+) {
     let chunk_len = if K::IS_HALF { 2 * LANES } else { LANES };
     let whole = head_dim - head_dim % chunk_len;
     // SAFETY: `from` has `head_dim` elements, `into` room for `padded`.
@@ -277,4 +302,3 @@ pub(super) unsafe fn widen<V: Vector, K: Element>(from: *const K, into: *mut f32
         }
     }
 }
-

@@ -22,14 +22,8 @@ use crate::simd::Level;
 pub const LANES: usize = 16;
 
 /// Coefficients of a polynomial for `2^r`, `|r| <= 1/2`, from the constant up; minimax, relative error 7.5e-8.
-pub(crate) const EXP2: [f32; 6] = [
-    1.000_000_1,
-    0.693_146_94,
-    0.240_221_2,
-    0.055_507_13,
-    0.009_675_541,
-    0.001_327_647_2,
-];
+pub(crate) const EXP2: [f32; 6] =
+    [1.000_000_1, 0.693_146_94, 0.240_221_2, 0.055_507_13, 0.009_675_541, 0.001_327_647_2];
 
 /// [`LANES`] floats.
 ///
@@ -111,11 +105,11 @@ pub fn dispatch(level: Level, kernel: impl Kernel) {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
         // SAFETY: `Level::available` lists only what the processor reports.
-        Level::Avx512 => unsafe { avx512(kernel) },
+        Level::Avx512 | Level::Avx512Vnni => unsafe { avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
         // SAFETY: as above.
-        Level::Avx2 => unsafe { avx2(kernel) },
+        Level::Avx2 | Level::AvxVnni => unsafe { avx2(kernel) },
         _ => kernel.run::<Portable>(),
     }
 }
