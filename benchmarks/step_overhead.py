@@ -3,8 +3,8 @@
     python benchmarks/step_overhead.py
 
 A worker is driven directly, without router or socket. Every step runs twice: once as it is, once with a stopwatch
-around each kernel; the difference between a plain step and the kernels of a timed one is what Python, torch and numpy take. A
-context costs the host nothing if its difference is that of a short one: keys and values are whatever the pool holds.
+around each kernel; the difference between a plain step and the kernels of a timed one is what Python, torch and numpy
+take. A context costs the host nothing if its difference is that of a short one: the keys are whatever the pool holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
 from anaphora.wire import BlockTableDelta, Limits, RowStart, Sampling, Step
 from anaphora.worker import Worker
-from anaphora_kernels.linear import blas
+from anaphora_kernels import registry
+from anaphora_kernels.embedding import cpu as embedding
+from anaphora_kernels.linear import cpu as linear
 from make_model import smollm2_gguf
 from report import save, table
 
@@ -79,22 +81,27 @@ class Stopwatch:
 
 @contextmanager
 def watch_kernels(stopwatch: Stopwatch) -> Iterator[None]:
-    """Every native kernel, and torch's products, run under the stopwatch meanwhile."""
+    """Every native kernel runs under the stopwatch meanwhile."""
 
     class Plan:
         def __init__(self, *arguments: Any) -> None:
-            self.run = stopwatch.wrap(stopwatch.wrap(original[_native, "AttentionPlan"])(*arguments).run)
+            self.run = stopwatch.wrap(stopwatch.wrap(new_plan)(*arguments).run)
 
-    kernels = [name for name in dir(_native) if not name.startswith("_") and name.islower() and name != "main"]
-    original = {(_native, name): getattr(_native, name) for name in [*kernels, "AttentionPlan"]}
-    original |= {(blas, "linear"): blas.linear}
+    new_plan = _native.AttentionPlan
+    functions = [(_native, name) for name in ("rms_norm", "gate_mul_rows", "rope_kv_store", "sample")]
+    functions += [(linear, "linear"), (embedding, "embedding")]
+    original = [(owner, name, getattr(owner, name)) for owner, name in functions]
     try:
-        for (owner, name), function in original.items():
-            setattr(owner, name, Plan if name == "AttentionPlan" else stopwatch.wrap(function))
+        for owner, name, function in original:
+            setattr(owner, name, stopwatch.wrap(function))
+        _native.AttentionPlan = Plan  # type: ignore[assignment, misc]
+        registry.select.cache_clear()
         yield
     finally:
-        for (owner, name), function in original.items():
+        for owner, name, function in original:
             setattr(owner, name, function)
+        _native.AttentionPlan = new_plan  # type: ignore[misc]
+        registry.select.cache_clear()
 
 
 def measure(worker: Worker, num_rows: int, context: int) -> dict[str, Any]:

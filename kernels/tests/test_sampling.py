@@ -1,6 +1,7 @@
 """sampling: every stage against a twin that works on one row at a time in float64; batches against their rows."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -296,3 +297,39 @@ def test_a_batch_equals_its_rows_one_by_one(seed: int, num_rows: int) -> None:
     expected_top = logprobs[-1:].topk(4)
     assert torch.equal(samples.top_tokens, expected_top.indices)
     torch.testing.assert_close(samples.top_logprobs, expected_top.values)
+
+
+@pytest.mark.parametrize(("name", "dtype"), implementations("sampling"))
+def test_every_implementation_chooses_as_the_reference_does(name: str, dtype: torch.dtype) -> None:
+    num_rows, vocab_size = 48, 5003
+    random = torch.Generator().manual_seed(5)
+    logits = (torch.randn(num_rows, vocab_size, generator=random) * 3).to(dtype)
+    rows = torch.arange(0, num_rows, 3)
+    count = len(rows)
+    draws = RandomRows(
+        rows=rows,
+        temperature=torch.linspace(0.4, 2.0, count),
+        seeds=torch.arange(count) * 7919 - 5,
+        num_generated=torch.arange(count) % 5,
+    )
+    top_k = torch.tensor([1, 5, 40, 700] * count)[:count]
+    top_p = torch.tensor([0.3, 0.9, 0.999, 1.0] * count)[:count]
+    for random_rows in (
+        draws,
+        replace(draws, top_k=top_k, max_top_k=700),
+        replace(draws, top_p=top_p),
+        replace(draws, min_p=torch.full((count,), 0.1)),
+        replace(draws, top_k=top_k.flip(0), max_top_k=700, top_p=top_p, min_p=torch.full((count,), 0.01)),
+        replace(draws, typical_p=torch.full((count,), 0.8)),
+    ):
+        bias = LogitBias(torch.tensor([0, 1]), torch.tensor([7, 8]), torch.tensor([100.0, -torch.inf]))
+        for metadata in (
+            SamplingMetadata(random=random_rows),
+            SamplingMetadata(random=random_rows, bias=bias, top_rows=torch.tensor([1, 4]), num_top=6),
+        ):
+            expected = sampling(logits, metadata, implementation="reference")
+            actual = sampling(logits, metadata, implementation=name)
+            assert torch.equal(actual.tokens, expected.tokens)
+            assert torch.allclose(actual.logprobs, expected.logprobs, atol=1e-5)
+            if metadata.top_rows is not None:
+                assert torch.allclose(actual.top_logprobs, expected.top_logprobs, atol=1e-5)

@@ -1,9 +1,9 @@
 //! CPU kernels: plain functions over slices, with no Python and no tensors in sight.
 //!
-//! Every kernel is a folder with two twins of one signature: `naive`, a few loops that are plainly right, and `fast`,
-//! written in blocks that the compiler turns into SIMD and spread over the threads of a [`Pool`]. One source serves
-//! every instruction set: [`simd::dispatch`] compiles its body for AVX-512, AVX2 and the baseline, and picks at run time.
-//! `tests/` holds the twins against each other on every path that the machine can run.
+//! Every kernel has two twins of one signature: a naive one, a few loops that are plainly right, and a fast one, spread over
+//! the threads of a [`Pool`]. One source serves every instruction set: what the compiler turns into SIMD by itself goes
+//! through [`simd`], what it must be told through [`vector`]; both compile it for AVX-512, AVX2 and the baseline, and pick at
+//! run time. The tests hold the twins against each other on every path that the machine can run.
 
 mod element;
 pub mod gate;

@@ -83,7 +83,9 @@ impl AttentionPlan {
         py.detach(|| match (query_dtype, cache_dtype) {
             (Dtype::Float32, Dtype::Float32) => self.attend::<f32, f32>(&layer),
             (Dtype::Float32, Dtype::Bfloat16) => self.attend::<f32, Bf16>(&layer),
-            (Dtype::Bfloat16, Dtype::Float32) => Err(PyValueError::new_err("bfloat16 queries of a float32 cache")),
+            (Dtype::Bfloat16, Dtype::Float32) => {
+                Err(PyValueError::new_err("bfloat16 queries of a float32 cache"))
+            }
             (Dtype::Bfloat16, Dtype::Bfloat16) => self.attend::<Bf16, Bf16>(&layer),
         })
     }

@@ -3,8 +3,8 @@
 use anaphora_kernels::{
     Bf16, Element, Pool,
     gate::{Activation, gate_mul},
-    rms_norm,
-    rope_kv_store::{self, Heads, RopeKvStore},
+    rms_norm::rms_norm as normalise,
+    rope_kv_store::{Heads, RopeKvStore, rope_kv_store as rotate_and_store},
     simd::Level,
 };
 use pyo3::prelude::*;
@@ -47,15 +47,7 @@ fn rms_norm(
         unsafe {
             let residual = residual.map(|residual| elements_mut::<X>(residual, len));
             let weight = elements::<W>(weight, width);
-            rms_norm::rms_norm(
-                elements(x, len),
-                residual,
-                weight,
-                eps,
-                elements_mut(out, len),
-                pool,
-                Level::best(),
-            );
+            normalise(elements(x, len), residual, weight, eps, elements_mut(out, len), pool, Level::best());
         }
     }
     let (tensors, sizes) = ((x, residual, weight, out), (rows, width));
@@ -159,7 +151,7 @@ fn rope_kv_store(
                 value_cache: store.caches.1 as *mut C,
                 num_cells: store.caches.2,
             };
-            rope_kv_store::rope_kv_store(&call, pool, Level::best());
+            rotate_and_store(&call, pool, Level::best());
         }
     }
     let store = Store { tensors, strides, angles, caches, indices, heads };
