@@ -1,11 +1,11 @@
-"""sampling on a CPU, by `kernels/native`: no sort of the vocabulary, one pass over a row for each stage that it needs."""
+"""sampling on a CPU, by `kernels/native`: a pass over the row for each stage that it needs, and no sort of it."""
 
 import torch
 from anaphora import _native
 from torch import Tensor
 
 from anaphora_kernels.native_dtypes import NUMBERS
-from anaphora_kernels.sampling import SamplingMetadata, Samples, reference
+from anaphora_kernels.sampling import Samples, SamplingMetadata, reference
 
 
 def sampling(logits: Tensor, metadata: SamplingMetadata) -> Samples:
