@@ -35,6 +35,7 @@ pub fn paged_attention<Q: Element, K: Element>(
     pool: &Pool,
     level: Level,
 ) -> Result<(), ShapeError> {
+    thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
     thread_local!(static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
     call.validate(batch, output)?;
     let row_len = part_len(padded::<K>(call.heads.head_dim));
@@ -44,7 +45,10 @@ pub fn paged_attention<Q: Element, K: Element>(
         }
         let work = Work { call, batch, plan, output: output.as_mut_ptr(), parts: parts.as_mut_ptr() };
         pool.for_each(plan.items.len(), |index| {
-            vector::dispatch(level, Compute { work: &work, item: &plan.items[index] });
+            // Outside of what is compiled for an instruction set: a closure within would not be.
+            SCRATCH.with_borrow_mut(|scratch| {
+                vector::dispatch(level, Compute { work: &work, item: &plan.items[index], scratch });
+            });
         });
         let merge = |index: usize| work.merge(&plan.merges[index]);
         // A few additions are over before another thread has begun.
@@ -74,22 +78,20 @@ unsafe impl<Q: Element, K: Element> Sync for Work<'_, Q, K> {}
 struct Compute<'a, Q: Element, K: Element> {
     work: &'a Work<'a, Q, K>,
     item: &'a Item,
+    scratch: &'a mut Scratch,
 }
 
 impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
     #[inline(always)]
     fn run<V: Vector>(self) {
-        thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
-        SCRATCH.with_borrow_mut(|scratch| {
-            // SAFETY: the batch and the slices were checked; `dispatch` has chosen a `V` of this machine.
-            unsafe {
-                if self.item.num_vectors <= STREAM_VECTORS {
-                    stream::compute::<V, Q, K>(self.work, self.item, scratch);
-                } else {
-                    tile::compute::<V, Q, K>(self.work, self.item, scratch);
-                }
+        // SAFETY: the batch and the slices were checked; `dispatch` has chosen a `V` of this machine.
+        unsafe {
+            if self.item.num_vectors <= STREAM_VECTORS {
+                stream::compute::<V, Q, K>(self.work, self.item, self.scratch);
+            } else {
+                tile::compute::<V, Q, K>(self.work, self.item, self.scratch);
             }
-        });
+        }
     }
 }
 
