@@ -59,7 +59,8 @@ def load_and_serve(config: ShardConfig) -> int:
     """Returns an exit code when the shard cannot go on; SIGTERM raises SystemExit out of here."""
     progress = Progress()
     device = _choose_device(config)
-    torch.set_num_threads(config.num_threads)
+    # On a CPU the native kernels do the work, on threads of their own: torch's would wait for the same cores, spinning.
+    torch.set_num_threads(1 if device.type == "cpu" else config.num_threads)
     _native.set_num_threads(config.num_threads)
     group = ParallelGroup.join(config.rank, config.world_size, config.rendezvous or "", device)
     loaded = load_model(

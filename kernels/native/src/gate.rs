@@ -144,7 +144,8 @@ mod tests {
     #[test]
     fn twins_agree() {
         for (rows, width) in [(1, 1), (3, 24), (40, 600)] {
-            check::<f32>(rows, width, 1e-5);
+            // Of an exponential of -70 the exponent's own rounding is worth half of this.
+            check::<f32>(rows, width, 2e-5);
             check::<Bf16>(rows, width, 5e-3);
         }
     }

@@ -16,6 +16,7 @@ const MIN_PARALLEL: usize = 1 << 15;
 ///
 /// # Panics
 /// If the slices differ in length, or are not whole rows.
+#[expect(clippy::too_many_arguments, reason = "a struct of them would be made for one call")]
 pub fn rms_norm<X: Element, W: Element>(
     x: &[X],
     residual: Option<&mut [X]>,

@@ -73,13 +73,17 @@ pub fn uniform(seed: u64, counter: u64) -> f64 {
 
 /// One token for each row, a row to a thread.
 pub fn sample<L: Element>(rows: &[Row<'_, L>], pool: &Pool, level: Level) -> Vec<Sample> {
+    thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
     let mut samples = vec![Sample::default(); rows.len()];
     let out = SharedMut::new(&mut samples);
     pool.for_each(rows.len(), |index| {
         #[expect(unsafe_code, reason = "every index is another sample")]
         // SAFETY: as said; within the vector.
         let sample = unsafe { &mut *out.get().add(index) };
-        vector::dispatch(level, Draw { row: rows[index], sample });
+        // Borrowed out here: a closure in there might not be inlined, and then be compiled for the baseline.
+        SCRATCH.with_borrow_mut(|scratch| {
+            vector::dispatch(level, Draw { row: rows[index], sample, scratch });
+        });
     });
     samples
 }
@@ -87,6 +91,7 @@ pub fn sample<L: Element>(rows: &[Row<'_, L>], pool: &Pool, level: Level) -> Vec
 struct Draw<'a, L> {
     row: Row<'a, L>,
     sample: &'a mut Sample,
+    scratch: &'a mut Scratch,
 }
 
 #[derive(Default)]
@@ -100,28 +105,25 @@ struct Scratch {
 impl<L: Element> Kernel for Draw<'_, L> {
     #[inline(always)]
     fn run<V: Vector>(self) {
-        thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
-        SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { logits, scaled, weights, candidates } = scratch;
-            logits.clear();
-            logits.extend(self.row.logits.iter().map(|x| x.widen()));
-            let highest = highest::<V>(logits);
-            let normalizer = highest + sum_of_weights::<V>(logits, highest, weights).ln() as f32;
-            let scores = self.row.scores.unwrap_or(logits);
-            self.sample.token = match self.row.random {
-                None => first_at_least(
-                    scores,
-                    if self.row.scores.is_some() { self::highest::<V>(scores) } else { highest },
-                ),
-                Some(random) => {
-                    scaled.clear();
-                    scaled.extend(scores.iter().map(|x| x / random.temperature));
-                    draw::<V>(scaled, &random, weights, candidates)
-                }
-            };
-            self.sample.logprob = logits[self.sample.token] - normalizer;
-            self.sample.top = top::<V>(logits, self.row.num_top, normalizer, candidates);
-        });
+        let Scratch { logits, scaled, weights, candidates } = self.scratch;
+        logits.clear();
+        logits.extend(self.row.logits.iter().map(|x| x.widen()));
+        let highest = highest::<V>(logits);
+        let normalizer = highest + sum_of_weights::<V>(logits, highest, weights).ln() as f32;
+        let scores = self.row.scores.unwrap_or(logits);
+        self.sample.token = match self.row.random {
+            None => first_at_least(
+                scores,
+                if self.row.scores.is_some() { self::highest::<V>(scores) } else { highest },
+            ),
+            Some(random) => {
+                scaled.clear();
+                scaled.extend(scores.iter().map(|x| x / random.temperature));
+                draw::<V>(scaled, &random, weights, candidates)
+            }
+        };
+        self.sample.logprob = logits[self.sample.token] - normalizer;
+        self.sample.top = top::<V>(logits, self.row.num_top, normalizer, candidates);
     }
 }
 
@@ -137,8 +139,11 @@ fn highest<V: Vector>(x: &[f32]) -> f32 {
     #[expect(unsafe_code, reason = "`dispatch` has chosen a `V` of this machine; blocks are whole vectors")]
     // SAFETY: as said.
     let highest = unsafe {
-        let start = V::splat(f32::NEG_INFINITY);
-        blocks.iter().fold(start, |highest, block| V::load(block.as_ptr()).max(highest)).highest()
+        let mut highest = V::splat(f32::NEG_INFINITY);
+        for block in blocks {
+            highest = V::load(block.as_ptr()).max(highest);
+        }
+        highest.highest()
     };
     tail.iter().copied().fold(highest, f32::max)
 }

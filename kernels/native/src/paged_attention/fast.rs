@@ -35,8 +35,10 @@ pub fn paged_attention<Q: Element, K: Element>(
     pool: &Pool,
     level: Level,
 ) -> Result<(), ShapeError> {
-    thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::default());
-    thread_local!(static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
+    thread_local! {
+        static PARTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+        static SCRATCH: RefCell<Scratch> = RefCell::default();
+    }
     call.validate(batch, output)?;
     let row_len = part_len(padded::<K>(call.heads.head_dim));
     PARTS.with_borrow_mut(|parts| {
@@ -45,7 +47,7 @@ pub fn paged_attention<Q: Element, K: Element>(
         }
         let work = Work { call, batch, plan, output: output.as_mut_ptr(), parts: parts.as_mut_ptr() };
         pool.for_each(plan.items.len(), |index| {
-            // Outside of what is compiled for an instruction set: a closure within would not be.
+            // Borrowed out here: a closure in there might not be inlined, and then be compiled for the baseline.
             SCRATCH.with_borrow_mut(|scratch| {
                 vector::dispatch(level, Compute { work: &work, item: &plan.items[index], scratch });
             });

@@ -197,6 +197,7 @@ fn segments(batch: &Batch, group: usize, sliding_window: Option<usize>) -> Vec<S
 }
 
 /// Finds the prefixes that `rows` share from block `start` on; their tables are equal up to `seen`.
+#[expect(clippy::too_many_arguments, reason = "it calls itself with parts of most of them")]
 fn share(
     batch: &Batch,
     group: usize,

@@ -1,6 +1,7 @@
 //! Few queries per key: keys and values are read once, where they lie, all heads of a token after one another, so that the
 //! memory is read as it is laid out and nothing but its bandwidth counts.
 #![expect(unsafe_code, reason = "inner loops over memory that was checked beforehand")]
+#![expect(clippy::needless_range_loop, reason = "the indices are of lanes")]
 
 use super::{
     fast::{Scratch, State, Work, padded},
@@ -66,8 +67,8 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
                 let head = Head { head_dim: heads.head_dim, padded, tail };
                 let keys = work.call.key_cache.as_ptr();
                 head.scores::<V, K, N>(query.add(index * N * padded), |key| keys.add(at(cells[key])), scores);
-                for vector in 0..N {
-                    let (sight, scores) = (sights[vector], scores.add(vector * KEY_TILE));
+                for (vector, &sight) in sights.iter().take(N).enumerate() {
+                    let scores = scores.add(vector * KEY_TILE);
                     let is_whole = sight.start <= range.start && sight.end >= range.start + KEY_TILE;
                     if !is_whole || range.len() < KEY_TILE || work.call.soft_cap.is_some() {
                         work.adjust::<V>(scores, sight, &range);

@@ -222,8 +222,10 @@ unsafe fn pack_keys<V: Vector, K: Element>(
     unsafe {
         for column in (0..KEY_TILE).step_by(LANES) {
             for chunk in (0..whole).step_by(chunk_len) {
-                let mut rows: [V; LANES] =
-                    std::array::from_fn(|lane| V::load(key(column + lane).add(chunk).cast::<f32>()));
+                let mut rows = [V::splat(0.0); LANES];
+                for (lane, row) in rows.iter_mut().enumerate() {
+                    *row = V::load(key(column + lane).add(chunk).cast::<f32>());
+                }
                 V::transpose(&mut rows);
                 for (element, row) in rows.into_iter().enumerate() {
                     let into = into.add((chunk + element) * KEY_TILE + column);
