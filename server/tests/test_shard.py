@@ -98,7 +98,7 @@ def hang_in_a_collective(client: Client) -> Stream:
 
 def start(started: list[Process], model: Path, directory: Path, world_size: int) -> list[Client]:
     clients = []
-    flags = ["--model", str(model), "--load-format", "dummy", "--world-size", str(world_size)]
+    flags = ["--model", str(model), "--load-format", "dummy", "--dtype", "float32", "--world-size", str(world_size)]
     if world_size > 1:
         flags += ["--rendezvous", f"file://{directory}/rendezvous"]
     for rank in range(world_size):

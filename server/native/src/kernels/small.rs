@@ -65,6 +65,7 @@ fn rms_norm(
 /// See `anaphora_kernels.silu_mul` and `gelu_mul`; `width` of the output.
 #[pyfunction]
 #[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
+#[expect(clippy::too_many_arguments, reason = "a struct of them would be made for one call")]
 fn gate_mul_rows(
     py: Python<'_>,
     dtype: Dtype,
