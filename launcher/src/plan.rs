@@ -225,6 +225,11 @@ impl Plan<'_> {
         command.option("--max-batch-size", limits.max_batch_size);
         command.option("--max-client-batch-size", limits.max_client_batch_size);
         command.option("--payload-limit", limits.payload_limit);
+        command.option("--target-itl", limits.target_itl);
+        command.option("--max-queue-time", limits.max_queue_time);
+        for quota in &limits.cache_quota {
+            command.flag("--cache-quota", quota);
+        }
         command.option("--block-size", limits.block_size);
         command.option("--gpu-memory-utilization", limits.gpu_memory_utilization);
         if limits.no_prefix_cache {

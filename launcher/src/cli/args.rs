@@ -225,6 +225,18 @@ pub(crate) struct LimitArgs {
     #[arg(long, env, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_batch_size: Option<u32>,
 
+    /// Milliseconds between two tokens that the prefill of others leaves to a sequence, if possible [default: 100 on a CPU, 50 on a GPU]
+    #[arg(long, env, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) target_itl: Option<u32>,
+
+    /// The most tokens that a tenant may leave in the prefix cache; once per tenant. Others may fill it
+    #[arg(long, value_name = "TENANT=TOKENS")]
+    pub(crate) cache_quota: Vec<String>,
+
+    /// Seconds that a request may wait for its turn; then it is refused with 503 [default: for ever]
+    #[arg(long, env, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_queue_time: Option<u32>,
+
     /// Most prompts in one /v1/completions request [default: 32]
     #[arg(long, env, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_client_batch_size: Option<u32>,

@@ -3,10 +3,14 @@
 //! `cargo bench -p anaphora-core --bench plan`
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anaphora_core::{
-    Namespace, Request, Sample, Sampling, Scheduler, SchedulerConfig, StepOutput, StepPlan, Tick, TokenId,
+    Eviction, Namespace, Request, Sample, Sampling, Scheduler, SchedulerConfig, StepOutput, StepPlan, Tick,
+    TokenId,
 };
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -27,7 +31,7 @@ fn output(plan: &StepPlan, token: TokenId) -> StepOutput {
     let num_samples = plan.rows.iter().filter(|row| row.sample).count();
     let samples =
         (0..num_samples as u32).map(|row| Sample { token: token + row, logprob: -1.0, top: Vec::new() });
-    StepOutput { id: plan.id, samples: samples.collect() }
+    StepOutput { id: plan.id, samples: samples.collect(), duration_us: 0 }
 }
 
 /// `num_sequences` sequences that all decode, with contexts of `num_prompt` tokens and more.
@@ -41,6 +45,10 @@ fn decoding(num_sequences: u32, num_prompt: u32) -> Scheduler {
         max_context: num_prompt + 2048,
         max_in_flight: 2,
         prefix_cache: true,
+        target_itl_us: u64::MAX,
+        max_queue_time_us: u64::MAX,
+        eviction: Eviction::Lru,
+        quotas: BTreeMap::new(),
     })
     .expect("the limits make sense");
     for seed in 0..num_sequences {

@@ -2,9 +2,9 @@
 //!
 //! `cargo bench -p anaphora-core --bench radix`
 
-use std::hint::black_box;
+use std::{collections::BTreeMap, hint::black_box};
 
-use anaphora_core::{BlockId, Namespace, TokenId, radix::PrefixIndex};
+use anaphora_core::{BlockId, Eviction, Namespace, TokenId, radix::PrefixIndex};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 const BLOCK_SIZE: u32 = 16;
@@ -34,7 +34,7 @@ fn insert(index: &mut PrefixIndex, tokens: &[TokenId], num_blocks: u32, first: &
 
 /// A conversation of 200,000 tokens, every turn of which was once continued in another way, so that its runs are short.
 fn branching_conversation() -> (PrefixIndex, Vec<TokenId>) {
-    let mut index = PrefixIndex::new(BLOCK_SIZE);
+    let mut index = PrefixIndex::new(BLOCK_SIZE, Eviction::Lru, &BTreeMap::new());
     let tokens = text(1, PROMPT_TOKENS);
     let mut first = 0;
     insert(&mut index, &tokens, 1, &mut first);
@@ -51,7 +51,7 @@ fn branching_conversation() -> (PrefixIndex, Vec<TokenId>) {
 
 /// An index of 1,000,000 blocks: 1,000 conversations of 16,000 tokens.
 fn million_blocks() -> (PrefixIndex, u32) {
-    let mut index = PrefixIndex::new(BLOCK_SIZE);
+    let mut index = PrefixIndex::new(BLOCK_SIZE, Eviction::Lru, &BTreeMap::new());
     let mut first = 0;
     for seed in 0..1000 {
         insert(&mut index, &text(seed, 16_000), 40, &mut first);
@@ -61,7 +61,7 @@ fn million_blocks() -> (PrefixIndex, u32) {
 }
 
 fn find(c: &mut Criterion) {
-    let mut index = PrefixIndex::new(BLOCK_SIZE);
+    let mut index = PrefixIndex::new(BLOCK_SIZE, Eviction::Lru, &BTreeMap::new());
     let tokens = text(1, PROMPT_TOKENS);
     insert(&mut index, &tokens, 10, &mut 0);
     let found = index.find(&namespace(), &tokens);

@@ -21,6 +21,7 @@ use crate::{
     plan::BlockCopy,
     radix::{Lock, NamespaceUsage, PrefixIndex},
     request::Namespace,
+    scheduler::SchedulerConfig,
 };
 
 /// Which blocks hold the keys and values of a sequence, in order of position.
@@ -102,14 +103,14 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache of `num_blocks` blocks of `block_size` tokens. Without `shares_prefixes` nothing is indexed or found.
+    /// An empty cache. Without `prefix_cache` nothing is indexed or found.
     #[must_use]
-    pub fn new(num_blocks: u32, block_size: u32, shares_prefixes: bool) -> Self {
+    pub fn new(config: &SchedulerConfig) -> Self {
         Self {
-            pool: BlockPool::new(num_blocks),
-            index: PrefixIndex::new(block_size),
-            block_size: block_size as usize,
-            shares_prefixes,
+            pool: BlockPool::new(config.num_blocks),
+            index: PrefixIndex::new(config.block_size, config.eviction, &config.quotas),
+            block_size: config.block_size as usize,
+            shares_prefixes: config.prefix_cache,
             num_evicted: 0,
             leaving: Vec::new(),
         }
@@ -202,6 +203,7 @@ impl KvCache {
         table.num_indexed = new.end;
         self.leaving.extend(inserted.superseded);
         self.free_leaving();
+        self.enforce_quota(namespace);
         new.start..new.start + num_existing
     }
 
@@ -225,6 +227,7 @@ impl KvCache {
         if let Some(lock) = table.lock {
             self.index.unlock(lock);
         }
+        self.enforce_quota(namespace);
     }
 
     /// The copy was executed: its source is held no longer.
@@ -316,6 +319,12 @@ impl KvCache {
 
     fn evict(&mut self, num_blocks: usize) {
         self.index.evict(num_blocks, &mut self.leaving);
+        self.num_evicted += self.leaving.len() as u64;
+        self.free_leaving();
+    }
+
+    fn enforce_quota(&mut self, namespace: &Namespace) {
+        self.index.enforce_quota(namespace, &mut self.leaving);
         self.num_evicted += self.leaving.len() as u64;
         self.free_leaving();
     }

@@ -6,7 +6,7 @@
 //!   cancel ─────────────►     │          ▲                (a delta)             slots, block tables, KV pool
 //!                             ▼          └── commit ◄──  StepOutput  ◄────────  sampled tokens
 //!                          KvCache = BlockPool + PrefixIndex │
-//!                                                            └──► Events (started, token, finished, preempted)
+//!                                                            └──► Events (started, token, finished, …)
 //! ```
 //! A state machine without input or output: no clock ([`Tick`]s are arguments), no randomness, no log, no thread, no lock.
 //! The same calls give the same plans. One task per replica owns a [`Scheduler`] and calls its four verbs; whatever executes
@@ -30,6 +30,10 @@
 //!     max_context: 1024,
 //!     max_in_flight: 2,
 //!     prefix_cache: true,
+//!     target_itl_us: 50_000,
+//!     max_queue_time_us: u64::MAX,
+//!     eviction: Eviction::Lru,
+//!     quotas: Default::default(),
 //! })?;
 //! let request = Request {
 //!     namespace: Namespace { tenant: "a tenant".into(), ..Namespace::default() },
@@ -49,7 +53,7 @@
 //!         RowInput::Tokens(tokens) => tokens[tokens.len() - 1] - 1,
 //!         RowInput::LastSampled => last_sampled.saturating_sub(1),
 //!     };
-//!     StepOutput { id: plan.id, samples: vec![Sample { token: last_sampled, logprob: 0.0, top: vec![] }] }
+//!     StepOutput { id: plan.id, duration_us: 0, samples: vec![Sample { token: last_sampled, logprob: 0.0, top: vec![] }] }
 //! };
 //!
 //! let mut outputs = std::collections::VecDeque::new();
@@ -74,7 +78,7 @@
 //!
 //! # What always holds
 //! - `free + cached + held == total` blocks, after every operation.
-//! - Every accepted sequence ends exactly once, by [`Event::Finished`] or by a cancel; the oldest of the highest priority
+//! - Every accepted sequence ends exactly once, by [`Event::Finished`], [`Event::Expired`] or a cancel; the oldest of the highest priority
 //!   always gets on, and one that runs alone is never preempted.
 //! - Which tokens a sequence gets does not depend on batching, chunking, caching or preemption, as long as the shards
 //!   compute each token from exactly the tokens before it.
@@ -85,12 +89,13 @@
 //!
 //! # The files, bottom up
 //! [`ids`], [`request`], [`plan`]: plain data. [`blocks`]: who owns a block. [`radix`]: which tokens are in which blocks.
-//! [`cache`]: the two together. [`explain`]: why a prompt finds what it finds. [`policy`]: who is first, who is last, who gets how much. `sequence`: the life of one
+//! [`cache`]: the two together. [`explain`]: why a prompt finds what it finds. [`policy`]: who is first, who is last, who gets how much. [`cost`]: how long a step takes. `sequence`: the life of one
 //! sequence. [`scheduler`]: the four verbs. `testing` (feature): a shard that checks what it is told, and strategies.
 #![forbid(unsafe_code)]
 
 pub mod blocks;
 pub mod cache;
+pub mod cost;
 pub mod explain;
 pub mod ids;
 pub mod plan;
@@ -109,6 +114,7 @@ pub use self::{
         BlockCopy, BlockTableDelta, Event, FinishReason, Row, RowInput, RowStart, Sample, StepOutput,
         StepPlan,
     },
+    policy::Eviction,
     radix::NamespaceUsage,
     request::{Namespace, Request, Sampling},
     scheduler::{CommitError, ConfigError, Rejection, Scheduler, SchedulerConfig, Stats},

@@ -104,6 +104,8 @@ pub struct StepOutput {
     pub id: StepId,
     /// One per row with `sample`, in row order.
     pub samples: Vec<Sample>,
+    /// How long the shards took for this step alone, in microseconds; 0 if that is not known.
+    pub duration_us: u64,
 }
 
 /// A sampled token.
@@ -134,12 +136,17 @@ pub enum Event {
         /// The token, with log-probabilities.
         sample: Sample,
     },
-    /// The sequence ended by itself. Each accepted sequence ends exactly once: by this or by a cancel.
+    /// The sequence ended by itself. Each accepted sequence ends exactly once: by this, because it expired, or by a cancel.
     Finished {
         /// The sequence.
         sequence: SequenceId,
         /// Why.
         reason: FinishReason,
+    },
+    /// The sequence ended because it waited for its first row as long as one may.
+    Expired {
+        /// The sequence.
+        sequence: SequenceId,
     },
     /// The sequence lost its blocks and waits to be computed again; its client sees only a pause.
     Preempted {
@@ -156,6 +163,7 @@ impl Event {
             Self::Started { sequence, .. }
             | Self::Token { sequence, .. }
             | Self::Finished { sequence, .. }
+            | Self::Expired { sequence }
             | Self::Preempted { sequence } => *sequence,
         }
     }

@@ -26,9 +26,6 @@ impl Rank {
     }
 }
 
-/// The most that [`min_chunk_tokens`] asks for.
-const MAX_MIN_CHUNK_TOKENS: u32 = 64;
-
 /// How far ahead admission leaves room for a running sequence to grow, in tokens. Less fills the pool better and preempts
 /// more.
 pub const GROWTH_TOKENS: u32 = 128;
@@ -41,42 +38,83 @@ pub fn growth_room(num_wanted: u32, num_total_blocks: u32) -> u32 {
     num_wanted.min(num_total_blocks / 2)
 }
 
-/// The fewest tokens of a prefill that are worth a row in a step of `max_step_tokens`, unless fewer remain. At least four
-/// prefills can share a step.
-#[must_use]
-pub fn min_chunk_tokens(max_step_tokens: u32) -> u32 {
-    (max_step_tokens / 4).clamp(1, MAX_MIN_CHUNK_TOKENS)
+/// A running prefill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefill {
+    /// Of its sequence.
+    pub priority: i32,
+    /// Tokens to compute.
+    pub num_left: u32,
 }
 
-/// Shares `budget` tokens among prefills in order of rank, each with `num_left[i]` tokens to compute. Returns the size of
-/// each one's chunk.
+/// Shares `budget` tokens among prefills, which stand in order of rank. Returns the size of each one's chunk.
 ///
-/// Each gets `min_chunk` (or what it has left), as far as the budget goes. Of what is then to spare, the first takes half,
-/// the second half of the rest, and so on; what nobody could use goes to the first that can. So a short prompt beside a
-/// long one is computed at once, and the oldest still gets half of a step.
+/// Half goes to the first. The rest goes to the shortest, then to the next, those of higher priority before others. So a
+/// short prompt beside a long one is computed at once; and since the first of those left always gets at least half, each
+/// is done after twice the tokens, at most, that it and those before it in rank have.
 #[must_use]
-pub fn share_prefill_tokens(budget: u32, min_chunk: u32, num_left: &[u32]) -> Vec<u32> {
+pub fn share_prefill_tokens(budget: u32, prefills: &[Prefill]) -> Vec<u32> {
+    let mut chunks = vec![0; prefills.len()];
     let mut spare = budget;
-    let mut chunks: Vec<u32> = Vec::with_capacity(num_left.len());
-    for &num in num_left {
-        let chunk = num.min(min_chunk).min(spare);
-        spare -= chunk;
-        chunks.push(chunk);
-    }
-    let mut give = |part: fn(u32) -> u32| {
-        for (chunk, &num) in chunks.iter_mut().zip(num_left) {
-            let more = (num - *chunk).min(part(spare));
-            *chunk += more;
-            spare -= more;
-        }
+    let mut give = |index: usize, part: u32| {
+        let chunk: &mut u32 = &mut chunks[index];
+        let more = part.min(spare).min(prefills[index].num_left - *chunk);
+        *chunk += more;
+        spare -= more;
     };
-    give(|spare| spare.div_ceil(2));
-    give(|spare| spare);
+    let mut by_length: Vec<usize> = (0..prefills.len()).collect();
+    by_length.sort_by_key(|&index| (Reverse(prefills[index].priority), prefills[index].num_left));
+    if !prefills.is_empty() {
+        give(0, budget.div_ceil(2));
+    }
+    by_length.into_iter().for_each(|index| give(index, budget));
     chunks
+}
+
+/// How long a step may take if neighbours decode in it, in microseconds: as long as they were promised. If decoding alone
+/// takes so long already, half as long again, so that prefills get on.
+#[must_use]
+pub fn step_limit_us(target_itl_us: u64, decodes_alone_us: f64) -> f64 {
+    (target_itl_us as f64).max(1.5 * decodes_alone_us)
+}
+
+/// Whether a waiting sequence with `num_left` tokens to compute is short enough to be let in beside prefills of which the
+/// shortest has `shortest` left. With halves, at most as many are let in as a number has binary digits.
+#[must_use]
+pub fn is_short(num_left: u32, shortest: u32) -> bool {
+    num_left <= shortest / 2
+}
+
+/// Which of the cached blocks that nobody reads are given up first. Always leaves before what they continue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Eviction {
+    /// Those not used for the longest time.
+    #[default]
+    Lru,
+    /// Those that are cheapest to compute again, with ageing: `GreedyDual` (Young 1994). A token's cost grows with its
+    /// position, since it attends to all before it.
+    CostAware,
+}
+
+/// Where attention costs as much as everything else in a token; of the order of an 8B model's 26,000.
+const BALANCED_POSITION: u64 = 26_000;
+
+impl Eviction {
+    /// What a run of blocks that begins at position `start` is worth when it is used, given what the last evicted one was.
+    /// Of equal worth, the least recently used goes first.
+    #[must_use]
+    pub fn worth(self, start: usize, inflation: u64) -> u64 {
+        match self {
+            Self::Lru => 0,
+            Self::CostAware => inflation + BALANCED_POSITION + start as u64,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
     #[test]
@@ -87,24 +125,62 @@ mod tests {
     }
 
     #[test]
-    fn prefill_tokens_are_shared_by_halves() {
+    fn half_goes_to_the_first_and_half_to_the_shortest() {
         let check = |budget, num_left: &[u32], expected: &[u32]| {
-            assert_eq!(share_prefill_tokens(budget, 64, num_left), expected, "{budget} among {num_left:?}");
+            let prefills: Vec<_> =
+                num_left.iter().map(|&num_left| Prefill { priority: 0, num_left }).collect();
+            assert_eq!(share_prefill_tokens(budget, &prefills), expected, "{budget} among {num_left:?}");
         };
         check(512, &[200_000], &[512]);
         check(512, &[200_000, 50], &[462, 50]);
-        check(512, &[200_000, 300], &[64 + 192 + 96, 64 + 96]);
+        check(512, &[200_000, 300], &[256, 256]);
         check(512, &[50, 200_000], &[50, 462]);
-        check(512, &[200_000; 3], &[64 + 160 + 40, 64 + 80, 64 + 40]);
-        check(100, &[200_000, 200_000], &[64, 36]);
-        check(10, &[200_000, 5], &[10, 0]);
-        check(600, &[50; 10], &[50; 10]);
+        check(512, &[200_000, 300, 100, 20], &[256, 136, 100, 20]);
+        check(512, &[100, 300], &[100, 300]);
+        check(5, &[200_000, 5], &[3, 2]);
+        check(1, &[200_000, 5], &[1, 0]);
         check(0, &[7], &[0]);
         check(7, &[], &[]);
     }
 
+    proptest! {
+        /// Prompts come when they come; each is done after twice the tokens, at most, that it and those before it have. A step
+        /// may do one prompt's last tokens, so half a step per prompt is lost to that at most.
+        #[test]
+        fn nobody_starves(prompts in vec((0..50usize, 1..3000u32), 1..30), budget in 1..700u32) {
+            let mut prompts = prompts;
+            prompts.sort_by_key(|(arrival, _)| *arrival);
+            let mut left: Vec<u32> = prompts.iter().map(|(_, num)| *num).collect();
+            let mut spent = vec![0; prompts.len()];
+            let mut step = 0;
+            while left.iter().any(|num| *num > 0) {
+                let here: Vec<usize> =
+                    (0..prompts.len()).filter(|&i| prompts[i].0 <= step && left[i] > 0).collect();
+                let prefills: Vec<_> =
+                    here.iter().map(|&i| Prefill { priority: 0, num_left: left[i] }).collect();
+                let chunks = share_prefill_tokens(budget, &prefills);
+                let total = chunks.iter().sum::<u32>();
+                let num_wanted = prefills.iter().fold(0, |sum, prefill| sum + prefill.num_left);
+                prop_assert_eq!(total, budget.min(num_wanted), "no token of the step is wasted");
+                for (i, chunk) in here.into_iter().zip(chunks) {
+                    left[i] -= chunk;
+                    spent[i] += u64::from(total);
+                }
+                step += 1;
+            }
+            let mut before = 0;
+            for (i, (_, num)) in prompts.iter().enumerate() {
+                before += u64::from(*num);
+                let slack = u64::from(budget) * (i as u64 + 1);
+                prop_assert!(spent[i] <= 2 * before + slack, "{i}: {} of {before}", spent[i]);
+            }
+        }
+    }
+
     #[test]
-    fn the_least_chunk_fits_four_times() {
-        assert_eq!([1, 3, 16, 512, 4096].map(min_chunk_tokens), [1, 1, 4, 64, 64]);
+    fn priority_comes_before_length() {
+        let prefills =
+            [(1, 500), (1, 300), (0, 10)].map(|(priority, num_left)| Prefill { priority, num_left });
+        assert_eq!(share_prefill_tokens(400, &prefills), [200, 200, 0]);
     }
 }

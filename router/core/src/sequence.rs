@@ -79,6 +79,8 @@ pub(crate) struct Sequence {
     /// Whether a row of it was ever planned.
     pub(crate) has_started: bool,
     pub(crate) wait: Wait,
+    /// Tokens of the sequences that passed it while it was first in the queue.
+    pub(crate) num_overtaken: usize,
 
     // While it has a slot.
     pub(crate) phase: Phase,
@@ -112,6 +114,7 @@ impl Sequence {
             submitted: now,
             has_started: false,
             wait: Wait::Turn,
+            num_overtaken: 0,
             phase: Phase::Prefilling,
             num_to_prefill: 0,
             num_computed: 0,
@@ -148,12 +151,14 @@ impl Sequence {
         self.stop_tokens.contains(&token)
     }
 
+    /// Tokens that it may compute in all. The last generated one is never computed.
+    pub(crate) fn num_positions(&self) -> usize {
+        self.num_prompt + self.max_new_tokens as usize - 1
+    }
+
     /// Blocks that it may still need beyond `num_blocks`, as far ahead as `horizon` blocks.
-    ///
-    /// The last generated token is never computed, so its position needs no block.
     pub(crate) fn growth(&self, num_blocks: usize, block_size: usize, horizon: u32) -> u32 {
-        let num_positions = self.num_prompt + self.max_new_tokens as usize - 1;
-        (num_positions.div_ceil(block_size).saturating_sub(num_blocks) as u32).min(horizon)
+        (self.num_positions().div_ceil(block_size).saturating_sub(num_blocks) as u32).min(horizon)
     }
 
     /// Forgets what it had while it ran.

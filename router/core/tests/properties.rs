@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use anaphora_core::{
-    Event, Request, SchedulerConfig, SequenceId, StepPlan,
+    Event, Eviction, SchedulerConfig, SequenceId, StepPlan,
     testing::{
         End, World, expected_tokens,
         strategies::{Op, configs, drafts, ops, tight_configs},
@@ -34,6 +34,7 @@ proptest! {
             let (tokens, reason) = expected_tokens(&outcome.request);
             match outcome.end {
                 Some(End::Finished(end)) => prop_assert_eq!((&outcome.tokens, end), (&tokens, reason)),
+                Some(End::Expired) => prop_assert!(outcome.tokens.is_empty()),
                 Some(End::Cancelled) => prop_assert!(tokens.starts_with(&outcome.tokens)),
                 None => prop_assert!(false, "a sequence never ended"),
             }
@@ -45,7 +46,9 @@ proptest! {
     fn tokens_do_not_depend_on_preemption((config, ops) in tight_configs()) {
         let world = play(&config, &ops);
         for outcome in world.outcomes.values() {
-            prop_assert_eq!(&outcome.tokens, &expected_tokens(&outcome.request).0);
+            if outcome.end != Some(End::Expired) {
+                prop_assert_eq!(&outcome.tokens, &expected_tokens(&outcome.request).0);
+            }
         }
     }
 
@@ -56,7 +59,7 @@ proptest! {
         let stats = world.scheduler.stats();
         prop_assert_eq!((stats.held_blocks, stats.waiting, stats.prefilling), (0, 0, 0));
         prop_assert_eq!((stats.decoding, stats.draining, stats.in_flight), (0, 0, 0));
-        prop_assert_eq!(stats.submitted, stats.finished + stats.cancelled);
+        prop_assert_eq!(stats.submitted, stats.finished + stats.expired + stats.cancelled);
         if !config.prefix_cache {
             prop_assert_eq!(stats.free_blocks, stats.total_blocks);
         }
@@ -78,16 +81,28 @@ proptest! {
         prop_assert_eq!(world.plan(), None);
     }
 
-    /// Nobody is overtaken by a later one of the same priority (but while it waits for a prefix that another computes).
+    /// Among requests of one size and priority, nobody is overtaken by a later one.
     #[test]
-    fn first_come_first_served(config in configs(), drafts in vec(drafts(), 1..20)) {
+    fn first_come_first_served(config in configs(), draft in drafts(), num_requests in 1..20u32) {
         let mut world = World::new(SchedulerConfig { prefix_cache: false, ..config });
-        for draft in &drafts {
-            let _ = world.submit(Request { priority: 0, ..world.request(draft) });
+        let request = world.request(&draft);
+        for _ in 0..num_requests {
+            let _ = world.submit(request.clone());
         }
         world.run();
         let starts = world.events.iter().filter(|event| matches!(event, Event::Started { .. }));
         prop_assert!(starts.map(Event::sequence).is_sorted());
+    }
+
+    /// When nothing is running, a tenant has no more in the cache than its quota.
+    #[test]
+    fn quotas_are_kept(config in configs(), ops in vec(ops(), 1..100)) {
+        let world = play(&config, &ops);
+        for (tenant, max_blocks) in &config.quotas {
+            let usage = world.scheduler.usage();
+            let its = usage.iter().filter(|usage| usage.namespace.tenant == *tenant);
+            prop_assert!(its.map(|usage| usage.num_blocks).sum::<u32>() <= *max_blocks);
+        }
     }
 
     /// The same calls give the same plans.
@@ -118,6 +133,10 @@ proptest! {
             max_context: 200,
             max_in_flight: 2,
             prefix_cache: true,
+    target_itl_us: u64::MAX,
+    max_queue_time_us: u64::MAX,
+    eviction: Eviction::Lru,
+    quotas: BTreeMap::new(),
         };
         let mut world = World::new(config);
         let request = world.request(&draft);
@@ -154,7 +173,7 @@ fn the_random_worlds_see_everything() {
     let mut runner = TestRunner::deterministic();
     let mut seen = [0; 7];
     let mut worlds = Vec::new();
-    for _ in 0..40 {
+    for _ in 0..50 {
         let case = (configs(), vec(ops(), 1..150)).new_tree(&mut runner).expect("nothing is filtered");
         worlds.push(case.current());
         worlds.push(tight_configs().new_tree(&mut runner).expect("nothing is filtered").current());

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anaphora_core::{
-    BlockId, Namespace, TokenId,
+    BlockId, Eviction, Namespace, TokenId,
     radix::{Lock, PrefixIndex},
 };
 use proptest::{collection::vec, prelude::*};
@@ -111,7 +111,7 @@ impl Bench {
     fn new(block_size: u32) -> Self {
         Self {
             block_size: block_size as usize,
-            index: PrefixIndex::new(block_size),
+            index: PrefixIndex::new(block_size, Eviction::Lru, &BTreeMap::new()),
             model: Model::default(),
             holders: VecDeque::new(),
             next_block: 0,
@@ -317,7 +317,7 @@ proptest! {
 #[test]
 fn long_runs_are_chained() {
     let block_size = 16;
-    let mut index = PrefixIndex::new(block_size);
+    let mut index = PrefixIndex::new(block_size, Eviction::Lru, &BTreeMap::new());
     let namespace = Namespace::default();
     let tokens: Vec<TokenId> = (0..100_000).collect();
     let blocks: Vec<BlockId> = (0..6_250).map(BlockId).collect();

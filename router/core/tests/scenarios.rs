@@ -1,5 +1,7 @@
 //! Small stories: what a scheduler does in a situation that has a name. Every step also passes the checks of a [`World`].
 
+use std::collections::BTreeMap;
+
 use anaphora_core::{
     testing::{End, World, expected_tokens},
     *,
@@ -13,6 +15,10 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     max_context: 400,
     max_in_flight: 2,
     prefix_cache: true,
+    target_itl_us: u64::MAX,
+    max_queue_time_us: u64::MAX,
+    eviction: Eviction::Lru,
+    quotas: BTreeMap::new(),
 };
 
 /// A prompt that shares nothing with one of another `seed`.
@@ -211,7 +217,7 @@ fn nobody_waits_for_a_sequence_of_lower_priority() {
     let mut world = world_of(config, [Request { priority: -1, ..request(prompt(0, 300), 5) }]);
     world.plan();
     world.submit(request(prompt(0, 200), 5)).unwrap();
-    assert_eq!(world.plan().unwrap().rows.len(), 2);
+    assert_eq!(rows(world.plan().unwrap()), [(0, 64)]);
 }
 
 #[test]
@@ -415,7 +421,11 @@ fn impossible_limits_are_refused() {
 fn wrong_outputs_change_nothing() {
     let mut scheduler = Scheduler::new(CONFIG).unwrap();
     let sample = Sample { token: 7, logprob: 0.0, top: Vec::new() };
-    let output = |id, num_samples| StepOutput { id: StepId(id), samples: vec![sample.clone(); num_samples] };
+    let output = |id, num_samples| StepOutput {
+        id: StepId(id),
+        samples: vec![sample.clone(); num_samples],
+        duration_us: 0,
+    };
     let nothing = scheduler.commit(&output(1, 1));
     assert_eq!(nothing, Err(CommitError::NothingInFlight { got: StepId(1) }));
     scheduler.submit(request(prompt(0, 4), 2), Tick(0)).unwrap();
@@ -438,4 +448,257 @@ fn a_cancel_silences_what_was_not_yet_reported() {
     let events = world.commit().unwrap();
     assert!(events.iter().all(|event| event.sequence() != first) && !events.is_empty());
     assert_eq!(world.scheduler.stats().cancelled, 1);
+}
+
+// === Sharing at once ===
+
+#[test]
+fn ten_simultaneous_requests_share_a_prefix_of_20_000_tokens() {
+    let config = SchedulerConfig {
+        num_blocks: 2000,
+        block_size: 16,
+        max_rows: 16,
+        max_step_tokens: 2048,
+        max_context: 30_000,
+        ..CONFIG
+    };
+    let shared = prompt(0, 20_000);
+    let requests = (0..10).map(|seed| request([&shared[..], &[seed]].concat(), 2));
+    let mut world = world_of(config, requests);
+    world.run();
+    assert_complete(&world);
+    let stats = world.scheduler.stats();
+    assert_eq!((stats.prefix_miss_tokens, stats.prefix_hit_tokens), (20_001 + 9, 9 * 20_000));
+}
+
+#[test]
+fn several_samples_of_one_prompt_compute_it_once() {
+    let sample = |seed| {
+        // With log-probabilities too: those of generated tokens need nothing of the prompt but its last position.
+        let sampling = Sampling { temperature: 1.0, seed, num_top_logprobs: 5, ..Sampling::default() };
+        Request { sampling: sampling.into(), ..request(prompt(0, 203), 7) }
+    };
+    let mut world = world_of(CONFIG, (0..4).map(sample));
+    world.run();
+    assert_complete(&world);
+    let stats = world.scheduler.stats();
+    // The 203rd token is computed by each, and the two before it stand in a block that the first one has not filled.
+    assert_eq!(stats.prefix_miss_tokens, 203 + 3 * 3);
+}
+
+// === Work is never lost ===
+
+#[test]
+fn a_preempted_sequence_goes_on_from_its_blocks() {
+    let config = SchedulerConfig { max_rows: 1, ..CONFIG };
+    let mut world = world_of(config, [Request { priority: -1, ..request(prompt(0, 60), 20) }]);
+    for _ in 0..10 {
+        world.plan();
+        world.commit();
+    }
+    world.submit(request(prompt(1, 10), 5)).unwrap();
+    world.run();
+    assert_complete(&world);
+    let stats = world.scheduler.stats();
+    assert_eq!(
+        (stats.preemptions, stats.recomputed_tokens),
+        (1, 1),
+        "the last token alone is computed again"
+    );
+}
+
+#[test]
+fn a_cancelled_decode_leaves_its_tokens() {
+    let mut world = world_of(CONFIG, [request(prompt(0, 30), 100)]);
+    for _ in 0..20 {
+        world.plan();
+        world.commit();
+    }
+    let (&id, outcome) = world.outcomes.iter().next().unwrap();
+    let so_far = [&prompt(0, 30)[..], &outcome.tokens].concat();
+    world.cancel(id);
+    world.run();
+    world.submit(request(so_far.clone(), 5)).unwrap();
+    world.run();
+    assert_eq!(world.outcomes.values().next_back().unwrap().cached_tokens, Some(so_far.len() as u32 - 1));
+}
+
+// === Who is served ===
+
+/// Plans and commits until the sequence that was submitted as the `nth` has its first token; returns how many tokens of
+/// others' prefills were computed meanwhile.
+fn first_token_after(world: &mut World, nth: usize) -> usize {
+    let num_plans = world.plans.len();
+    while world.outcomes.values().nth(nth).unwrap().tokens.is_empty() {
+        while world.plan().is_some() {}
+        world.commit();
+    }
+    let rows = world.plans[num_plans..].iter().flat_map(|plan| &plan.rows);
+    rows.map(|row| if matches!(row.input, RowInput::Tokens(_)) { row.input.num_tokens() } else { 0 }).sum()
+}
+
+#[test]
+fn a_short_prompt_overtakes_long_ones() {
+    let config = SchedulerConfig { num_blocks: 1000, max_context: 2000, ..CONFIG };
+    let long = (0..3).map(|seed| request(prompt(seed, 900), 1));
+    let mut world = world_of(config, long);
+    world.plan();
+    world.submit(request(prompt(3, 30), 1)).unwrap();
+    assert!(first_token_after(&mut world, 3) <= 3 * 64);
+    assert!(world.outcomes.values().take(3).all(|outcome| outcome.tokens.is_empty()));
+    world.run();
+    assert_complete(&world);
+}
+
+#[test]
+fn short_ones_pass_a_sequence_that_does_not_fit() {
+    let mut world = world_of(CONFIG, [request(prompt(0, 40), 120)]);
+    while world.scheduler.stats().decoding == 0 {
+        world.plan();
+        world.commit();
+    }
+    world.submit(request(prompt(1, 350), 1)).unwrap();
+    for seed in 2..12 {
+        world.submit(request(prompt(seed, 20), 21)).unwrap();
+    }
+    world.run();
+    assert_complete(&world);
+    let started = world.events.iter().filter(|event| matches!(event, Event::Started { .. }));
+    let big = started.map(Event::sequence).position(|id| id == SequenceId(2)).unwrap();
+    assert_eq!(big, 1 + 8, "eight of forty positions pass; a ninth would make it more than its own 350");
+}
+
+#[test]
+fn higher_priority_preempts_when_slots_are_short() {
+    let config = SchedulerConfig { max_rows: 2, ..CONFIG };
+    let low = |seed| Request { priority: -1, ..request(prompt(seed, 10), 50) };
+    let mut world = world_of(config, [low(0), low(1)]);
+    while world.scheduler.stats().decoding < 2 {
+        world.plan();
+        world.commit();
+    }
+    world.submit(request(prompt(2, 10), 5)).unwrap();
+    world.run();
+    assert_complete(&world);
+    let preemptions: Vec<u32> = world.outcomes.values().map(|outcome| outcome.num_preemptions).collect();
+    assert_eq!(preemptions, [0, 1, 0]);
+}
+
+#[test]
+fn higher_priority_preempts_when_blocks_are_short() {
+    let low = |seed| Request { priority: -1, ..request(prompt(seed, 120), 50) };
+    let mut world = world_of(CONFIG, [low(0), low(1)]);
+    while world.scheduler.stats().decoding < 2 {
+        world.plan();
+        world.commit();
+    }
+    world.submit(request(prompt(2, 390), 5)).unwrap();
+    while world.outcomes[&SequenceId(3)].tokens.is_empty() {
+        world.plan();
+        world.commit();
+    }
+    assert!(world.outcomes[&SequenceId(1)].end.is_none() && world.outcomes[&SequenceId(2)].end.is_none());
+    world.run();
+    assert_complete(&world);
+}
+
+#[test]
+fn equal_priority_preempts_nobody() {
+    let config = SchedulerConfig { max_rows: 2, ..CONFIG };
+    let mut world = world_of(config, (0..3).map(|seed| request(prompt(seed, 10), 50)));
+    world.run();
+    assert_eq!(world.scheduler.stats().preemptions, 0);
+}
+
+#[test]
+fn who_waits_too_long_expires() {
+    let config = SchedulerConfig { max_rows: 1, max_queue_time_us: 20, ..CONFIG };
+    let mut world = world_of(config, (0..2).map(|seed| request(prompt(seed, 10), 50)));
+    world.run();
+    let ends: Vec<_> = world.outcomes.values().map(|outcome| outcome.end.unwrap()).collect();
+    assert_eq!(ends, [End::Finished(FinishReason::Length), End::Expired]);
+}
+
+// === Chunks beside decodes ===
+
+#[test]
+fn chunks_beside_decodes_keep_the_step_short() {
+    // In these worlds a step takes 20 us, 1 us per decode and 10 us per token of prefill.
+    let config = SchedulerConfig {
+        max_step_tokens: 300,
+        target_itl_us: 500,
+        num_blocks: 1200,
+        max_context: 4000,
+        ..CONFIG
+    };
+    let mut world = world_of(config, [request(prompt(0, 5), 400)]);
+    while world.scheduler.stats().decoding == 0 {
+        world.plan();
+        world.commit();
+    }
+    world.submit(request(prompt(1, 3000), 1)).unwrap();
+    let start = world.plans.len();
+    while world.outcomes[&SequenceId(2)].tokens.is_empty() {
+        world.plan();
+        world.commit();
+    }
+    let chunks: Vec<usize> =
+        world.plans[start..].iter().map(|plan| plan.rows[1].input.num_tokens()).collect();
+    let (learning, learned) = chunks.split_at(20);
+    assert!(learning[0] == 16 && learning.iter().all(|num| *num <= 48), "it begins carefully: {learning:?}");
+    let (_, settled) = learned.split_last().unwrap();
+    assert!(settled.iter().all(|num| (45..=48).contains(num)), "500 us are 47 tokens: {settled:?}");
+}
+
+#[test]
+fn alone_a_prefill_has_the_whole_step() {
+    let config = SchedulerConfig { target_itl_us: 1, ..CONFIG };
+    let mut world = world_of(config, [request(prompt(0, 200), 1)]);
+    let chunks = [(0, 64), (64, 64)];
+    chunks.iter().for_each(|chunk| assert_eq!(rows(world.plan().unwrap()), [*chunk]));
+}
+
+#[test]
+fn prefills_get_on_though_decodes_alone_miss_the_target() {
+    let config = SchedulerConfig {
+        target_itl_us: 1,
+        max_rows: 64,
+        max_step_tokens: 200,
+        num_blocks: 10_000,
+        ..CONFIG
+    };
+    let mut world = world_of(config, (0..60).map(|seed| request(prompt(seed, 2), 300)));
+    while world.scheduler.stats().decoding < 60 {
+        world.plan();
+        world.commit();
+    }
+    for _ in 0..100 {
+        world.plan();
+        world.commit();
+    }
+    world.submit(request(prompt(100, 90), 1)).unwrap();
+    let chunk = world.plan().unwrap().rows.last().unwrap().input.num_tokens();
+    assert_eq!(chunk, 16, "the least");
+}
+
+// === Quotas ===
+
+#[test]
+fn a_tenant_over_its_quota_loses_its_own_blocks() {
+    let config = SchedulerConfig { quotas: BTreeMap::from([("small".into(), 10)]), ..CONFIG };
+    let small = Namespace { tenant: "small".into(), ..Namespace::default() };
+    let salted = Namespace { salt: "s".into(), ..small.clone() };
+    let mut world = world_of(config, [request(prompt(0, 100), 1)]);
+    world.run();
+    for namespace in [&small, &salted] {
+        world.submit(Request { namespace: namespace.clone(), ..request(prompt(1, 100), 1) }).unwrap();
+        world.run();
+    }
+    let explain = |namespace| world.scheduler.explain(namespace, &prompt(1, 100)).num_cached_tokens;
+    assert_eq!(
+        (explain(&small), explain(&salted)),
+        (0, 40),
+        "ten blocks in all its namespaces, the latest used"
+    );
+    assert_eq!(world.scheduler.explain(&Namespace::default(), &prompt(0, 100)).num_cached_tokens, 99);
 }

@@ -2,7 +2,7 @@
 //!
 //! Every flag that TGI has goes by TGI's names, on the command line and in the environment. A flag beats the environment.
 
-use std::{ffi::OsString, fmt::Display, net::IpAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, fmt::Display, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, parser::ValueSource};
 
@@ -97,6 +97,15 @@ struct EngineArgs {
     /// Do not share computed prompt prefixes between requests.
     #[arg(long)]
     no_prefix_cache: bool,
+    /// Milliseconds between two tokens that the prefill of others leaves to a sequence, if possible [default: 100 on a CPU, 50 on a GPU]
+    #[arg(long, env, value_name = "MILLISECONDS")]
+    target_itl: Option<u64>,
+    /// The most tokens that a tenant may leave in the prefix cache; once per tenant. Others may fill it.
+    #[arg(long, value_name = "TENANT=TOKENS", value_parser = quota)]
+    cache_quota: Vec<(Arc<str>, u64)>,
+    /// Seconds that a request may wait for its turn; then it is refused with 503 [default: for ever]
+    #[arg(long, env, value_name = "SECONDS")]
+    max_queue_time: Option<u64>,
     /// Seconds without an answer after which the shard is taken for stalled.
     #[arg(long, default_value_t = EngineConfig::default().step_timeout.as_secs(), value_name = "SECONDS")]
     step_timeout: u64,
@@ -224,9 +233,19 @@ impl EngineArgs {
             memory_utilization: self.gpu_memory_utilization,
             prefix_cache: !self.no_prefix_cache,
             step_timeout: Duration::from_secs(self.step_timeout),
+            target_itl: self.target_itl.map(Duration::from_millis),
+            max_queue_time: self.max_queue_time.map(Duration::from_secs),
+            cache_quotas: self.cache_quota.into_iter().collect(),
             ..EngineConfig::default()
         }
     }
+}
+
+/// Reads `TENANT=TOKENS`.
+fn quota(text: &str) -> Result<(Arc<str>, u64), String> {
+    let (tenant, tokens) = text.split_once('=').ok_or("it must be TENANT=TOKENS")?;
+    let tokens = tokens.parse().map_err(|_| format!("{tokens:?} is no number of tokens"))?;
+    Ok((tenant.into(), tokens))
 }
 
 impl LimitArgs {

@@ -1,7 +1,7 @@
 //! What the router is told to do: nested plain structs, one per component, filled by [`crate::cli`], checked once by
 //! [`Config::validate`], and immutable from then on. Nothing here reads flags or the environment.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 /// Everything.
 #[derive(Clone, Debug)]
@@ -173,6 +173,12 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// No answer for so long while a step is in flight: the shard is taken for stalled.
     pub step_timeout: Duration,
+    /// The time between two tokens that prefills leave to those who decode; default 100 ms on a CPU, 50 ms on a GPU.
+    pub target_itl: Option<Duration>,
+    /// How long a sequence may wait for its first row; `None`: for ever.
+    pub max_queue_time: Option<Duration>,
+    /// The most tokens that tenants may leave in the prefix cache, by name; others may fill it.
+    pub cache_quotas: BTreeMap<Arc<str>, u64>,
     /// Updates that may wait for a slow client before its sequence is cancelled.
     pub updates_per_client: usize,
 }
@@ -189,6 +195,9 @@ impl Default for EngineConfig {
             memory_utilization: 0.9,
             prefix_cache: true,
             step_timeout: Duration::from_secs(300),
+            target_itl: None,
+            max_queue_time: None,
+            cache_quotas: BTreeMap::new(),
             updates_per_client: 512,
         }
     }
@@ -297,6 +306,8 @@ impl Config {
             ("--max-input-tokens", self.limits.max_input_tokens.unwrap_or(1).into()),
             ("--block-size", engine.block_size.into()),
             ("--step-timeout", engine.step_timeout.as_millis() as u64),
+            ("--target-itl", engine.target_itl.map_or(1, |time| time.as_micros() as u64)),
+            ("--max-queue-time", engine.max_queue_time.map_or(1, |time| time.as_micros() as u64)),
             ("--payload-limit", self.limits.payload as u64),
             ("--max-best-of", self.limits.max_best_of.into()),
             ("--max-client-batch-size", self.limits.max_client_batch_size as u64),

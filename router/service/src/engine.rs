@@ -67,6 +67,12 @@ pub enum EngineError {
         /// When a place in the queue is likely to be free, measured from how fast sequences leave it now.
         retry_after: Duration,
     },
+    /// The sequence waited for its turn as long as one may.
+    #[error("the request waited too long for its turn")]
+    QueueTimeout {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The replica is starting, or restarting.
     #[error("the model is not ready")]
     Unavailable {

@@ -63,7 +63,7 @@ impl PrefixIndex {
                 num_locked += node.blocks.len() as u32;
             }
             if node.is_evictable() {
-                evictable.insert((node.last_used, id));
+                evictable.insert((node.worth, node.last_used, id));
             }
         }
         assert_eq!((self.num_blocks, self.num_locked), (num_blocks, num_locked), "blocks are counted");
@@ -72,6 +72,13 @@ impl PrefixIndex {
             let nodes = self.nodes.iter().filter(|(_, node)| node.root == root);
             let num_blocks: usize = nodes.map(|(_, node)| node.blocks.len()).sum();
             assert_eq!(self.nodes[root].space().num_blocks as usize, num_blocks, "namespaces are counted");
+        }
+        for quota in 0..self.quotas.len() {
+            let is_its = |node: NodeId| self.nodes[self.nodes[node].root].space().quota == Some(quota);
+            let nodes = self.nodes.iter().filter(|(id, _)| is_its(*id));
+            let num_blocks: usize = nodes.map(|(_, node)| node.blocks.len()).sum();
+            let leaves = evictable.iter().copied().filter(|(_, _, leaf)| is_its(*leaf)).collect();
+            self.quotas.check(quota, num_blocks as u32, &leaves);
         }
         let roots: BTreeSet<NodeId> = self.roots.values().copied().collect();
         let nodes_without_parent = self.nodes.iter().filter(|(_, node)| node.is_root()).map(|(id, _)| id);
@@ -91,6 +98,7 @@ impl PrefixIndex {
         }
         for (key, child) in &node.children {
             let child = &self.nodes[*child];
+            assert_eq!(child.start, node.start + node.tokens.len(), "children begin where their parent ends");
             assert_eq!(child.parent(), Some(id), "children know their parent");
             assert_eq!(&key[..], child.key(self.block_size), "children stand under their key");
             assert!(

@@ -1,4 +1,4 @@
-//! Taking blocks out of the index: the least recently used leaves first, and from the end of their runs.
+//! Taking blocks out of the index: leaves first, by the policy of eviction, and from the end of their runs.
 
 use std::ops::Bound::{Excluded, Unbounded};
 
@@ -8,26 +8,19 @@ use crate::{
     request::Namespace,
 };
 
+/// Where an unlocked leaf stands among those that can be evicted: by what it is worth, then by when it was last used.
+pub(super) type Standing = (u64, u64, NodeId);
+
 impl PrefixIndex {
-    /// Takes out up to `num_blocks` blocks that nobody holds, least recently used leaves first, and appends them to `evicted`.
+    /// Takes out up to `num_blocks` blocks that nobody holds, and appends them to `evicted`.
     ///
     /// A run loses its last blocks first, so what remains of it is still a prefix.
     pub fn evict(&mut self, num_blocks: usize, evicted: &mut Vec<BlockId>) {
         let mut num_left = num_blocks;
         while num_left > 0 {
-            let Some(&(_, id)) = self.evictable.first() else { return };
-            let node = &mut self.nodes[id];
-            let num_taken = num_left.min(node.blocks.len());
-            num_left -= num_taken;
-            if num_taken == node.blocks.len() {
-                self.remove_leaf(id, evicted);
-                continue;
-            }
-            let num_kept = node.blocks.len() - num_taken;
-            evicted.extend(node.blocks.drain(num_kept..).rev());
-            node.tokens.truncate(num_kept * self.block_size);
-            let root = node.root;
-            self.count_removed(root, num_taken);
+            let Some(&(worth, _, id)) = self.evictable.first() else { return };
+            self.inflation = self.inflation.max(worth);
+            num_left -= self.evict_from(id, num_left, evicted);
         }
     }
 
@@ -36,7 +29,7 @@ impl PrefixIndex {
         let namespace =
             |index: &Self, id: NodeId| is_meant(&index.nodes[index.nodes[id].root].space().namespace);
         loop {
-            let ids = self.evictable.iter().map(|(_, id)| *id);
+            let ids = self.evictable.iter().map(|(_, _, id)| *id);
             let leaves: Vec<_> = ids.filter(|id| namespace(self, *id)).collect();
             if leaves.is_empty() {
                 return;
@@ -46,6 +39,53 @@ impl PrefixIndex {
                 self.remove_leaf(leaf, evicted);
             }
         }
+    }
+
+    /// Takes out blocks of the tenant of `namespace` that nobody holds, until it keeps to its quota or has no more of them.
+    pub fn enforce_quota(&mut self, namespace: &Namespace, evicted: &mut Vec<BlockId>) {
+        let Some(id) = self.quotas.id(&namespace.tenant) else { return };
+        while let Some((leaf, num_over)) = self.quotas.next_to_evict(id) {
+            self.evict_from(leaf, num_over, evicted);
+        }
+    }
+
+    /// Takes up to `num_blocks` blocks from the end of an unlocked leaf. Returns how many.
+    fn evict_from(&mut self, id: NodeId, num_blocks: usize, evicted: &mut Vec<BlockId>) -> usize {
+        let node = &mut self.nodes[id];
+        let num_taken = num_blocks.min(node.blocks.len());
+        if num_taken == node.blocks.len() {
+            self.remove_leaf(id, evicted);
+            return num_taken;
+        }
+        let num_kept = node.blocks.len() - num_taken;
+        evicted.extend(node.blocks.drain(num_kept..).rev());
+        node.tokens.truncate(num_kept * self.block_size);
+        let root = node.root;
+        self.count_removed(root, num_taken);
+        num_taken
+    }
+
+    /// A node was used just now.
+    pub(super) fn touch(&mut self, id: NodeId, time: u64) {
+        let node = &mut self.nodes[id];
+        node.last_used = time;
+        node.worth = self.eviction.worth(node.start, self.inflation);
+    }
+
+    /// An unlocked node has become a leaf, or a leaf unlocked.
+    pub(super) fn mark_evictable(&mut self, id: NodeId) {
+        let node = &self.nodes[id];
+        let standing = (node.worth, node.last_used, id);
+        self.evictable.insert(standing);
+        self.quotas.mark_evictable(self.nodes[node.root].space().quota, standing);
+    }
+
+    /// Takes back [`mark_evictable`](Self::mark_evictable).
+    pub(super) fn unmark_evictable(&mut self, id: NodeId) {
+        let node = &self.nodes[id];
+        let standing = (node.worth, node.last_used, id);
+        self.evictable.remove(&standing);
+        self.quotas.unmark_evictable(self.nodes[node.root].space().quota, standing);
     }
 
     /// Removes tails below `at` that hold nothing but the beginning of `key`, unless somebody is copying them.
@@ -67,7 +107,7 @@ impl PrefixIndex {
         self.remove_leaf_of(id, parent, removed);
         let node = &self.nodes[parent];
         if node.is_evictable() {
-            self.evictable.insert((node.last_used, parent));
+            self.mark_evictable(parent);
         } else if node.is_root() && node.children.is_empty() {
             self.roots.remove(&node.space().namespace);
             self.nodes.remove(parent);
@@ -76,8 +116,8 @@ impl PrefixIndex {
 
     /// Removes an unlocked leaf; whoever calls decides what becomes of the parent.
     fn remove_leaf_of(&mut self, id: NodeId, parent: NodeId, removed: &mut Vec<BlockId>) {
+        self.unmark_evictable(id);
         let node = self.nodes.remove(id);
-        self.evictable.remove(&(node.last_used, id));
         self.nodes[parent].children.remove(node.key(self.block_size));
         self.count_removed(node.root, node.blocks.len());
         removed.extend(node.blocks.into_iter().rev());

@@ -70,11 +70,11 @@ impl PrefixIndex {
             if node.num_locks > 0 {
                 return;
             }
-            node.last_used = time;
             self.num_locked -= node.blocks.len() as u32;
             at = node.parent();
-            if node.is_evictable() {
-                self.evictable.insert((time, id));
+            self.touch(id, time);
+            if self.nodes[id].is_evictable() {
+                self.mark_evictable(id);
             }
         }
     }
@@ -87,10 +87,10 @@ impl PrefixIndex {
     pub(super) fn lock_node(&mut self, id: NodeId) {
         let mut at = Some(id);
         while let Some(id) = at {
-            let node = &mut self.nodes[id];
-            if node.is_evictable() {
-                self.evictable.remove(&(node.last_used, id));
+            if self.nodes[id].is_evictable() {
+                self.unmark_evictable(id);
             }
+            let node = &mut self.nodes[id];
             node.num_locks += 1;
             if node.num_locks > 1 {
                 return;

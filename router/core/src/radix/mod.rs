@@ -18,8 +18,12 @@
 //! lock and unlock O(nodes that change). A match is one `memcmp` per run. Runs are bounded, so that splitting one, where two
 //! prompts part, moves a bounded number of tokens.
 //!
+//! There is no hint that says where a session's last prompt ended: to believe it without comparing would be unsound, and to
+//! compare is all that a match costs.
+//!
 //! Must hold: every block of the index stands in one node; a node's run differs from its siblings' in the first block;
-//! `num_locked` counts the blocks of nodes with `num_locks > 0`; the evictable set is exactly the unlocked leaves.
+//! `num_locked` counts the blocks of nodes with `num_locks > 0`; the evictable set is exactly the unlocked leaves; a tenant over
+//! its quota has no blocks that nobody holds.
 
 #[cfg(any(test, feature = "testing"))]
 mod check;
@@ -27,20 +31,27 @@ mod evict;
 mod explain;
 mod lock;
 mod node;
+mod quota;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound::{Excluded, Included, Unbounded},
+    sync::Arc,
 };
 
 pub(crate) use self::node::common_prefix;
-use self::node::{Above, Node, NodeId, Slab};
+use self::{
+    evict::Standing,
+    node::{Above, Node, NodeId, Slab},
+    quota::Quotas,
+};
 pub use self::{
     explain::NamespaceUsage,
     lock::{Acquired, Lock},
 };
 use crate::{
     ids::{BlockId, TokenId},
+    policy::Eviction,
     request::Namespace,
 };
 
@@ -55,8 +66,12 @@ pub struct PrefixIndex {
     max_run_blocks: usize,
     nodes: Slab,
     roots: BTreeMap<Namespace, NodeId>,
-    /// Unlocked leaves, least recently used first.
-    evictable: BTreeSet<(u64, NodeId)>,
+    /// Unlocked leaves, those to evict first.
+    evictable: BTreeSet<Standing>,
+    eviction: Eviction,
+    /// What the last evicted run was worth, at most: see [`Eviction::CostAware`].
+    inflation: u64,
+    quotas: Quotas,
     /// Logical time: counts uses, so that no clock is read.
     time: u64,
     num_blocks: u32,
@@ -109,9 +124,9 @@ pub struct Inserted {
 }
 
 impl PrefixIndex {
-    /// An empty index over blocks of `block_size` tokens.
+    /// An empty index over blocks of `block_size` tokens. `quotas` are the most blocks that tenants may leave in it.
     #[must_use]
-    pub fn new(block_size: u32) -> Self {
+    pub fn new(block_size: u32, eviction: Eviction, quotas: &BTreeMap<Arc<str>, u32>) -> Self {
         let block_size = block_size as usize;
         assert!(block_size > 0, "the configuration was validated. This is a bug.");
         Self {
@@ -120,6 +135,9 @@ impl PrefixIndex {
             nodes: Slab::default(),
             roots: BTreeMap::new(),
             evictable: BTreeSet::new(),
+            eviction,
+            inflation: 0,
+            quotas: Quotas::new(quotas),
             time: 0,
             num_blocks: 0,
             num_locked: 0,
@@ -221,8 +239,7 @@ impl PrefixIndex {
             return false;
         }
         self.remove_superseded(at, tokens, superseded);
-        let mut tail = Node::new(Above::Node(at), self.nodes[at].root, tokens.to_vec(), vec![block]);
-        tail.last_used = self.tick();
+        let tail = Node::below(&self.nodes[at], at, (tokens.to_vec(), vec![block]));
         self.add_child(at, tail);
         true
     }
@@ -252,7 +269,7 @@ impl PrefixIndex {
         if let Some(&root) = self.roots.get(namespace) {
             return root;
         }
-        let root = self.nodes.insert_root(namespace.clone());
+        let root = self.nodes.insert_root(namespace.clone(), self.quotas.id(&namespace.tenant));
         self.roots.insert(namespace.clone(), root);
         root
     }
@@ -279,7 +296,7 @@ impl PrefixIndex {
         }
         let num_new = self.max_run_blocks.min(blocks.len());
         let run = tokens[..num_new * self.block_size].to_vec();
-        let mut child = Node::new(Above::Node(*end), node.root, run, blocks[..num_new].to_vec());
+        let mut child = Node::below(node, *end, (run, blocks[..num_new].to_vec()));
         child.num_locks = 1;
         *end = self.add_child(*end, child);
         num_new
@@ -289,13 +306,15 @@ impl PrefixIndex {
     fn add_child(&mut self, parent: NodeId, node: Node) -> NodeId {
         let key = node.key(self.block_size).into();
         let num_blocks = node.blocks.len() as u32;
-        let (is_locked, last_used) = (node.num_locks > 0, node.last_used);
+        let is_locked = node.num_locks > 0;
         self.count_added(node.root, node.blocks.len());
         let id = self.nodes.insert(node);
         if is_locked {
             self.num_locked += num_blocks;
         } else {
-            self.evictable.insert((last_used, id));
+            let time = self.tick();
+            self.touch(id, time);
+            self.mark_evictable(id);
         }
         let parent = &mut self.nodes[parent];
         if parent.is_evictable() {
@@ -317,10 +336,12 @@ impl PrefixIndex {
         let lower_blocks = node.blocks.split_off(num_blocks);
         let upper_blocks = std::mem::replace(&mut node.blocks, lower_blocks);
         let lower_key = node.key(self.block_size).into();
+        node.start += upper_tokens.len();
         let parent = node.parent().expect("roots hold no blocks. This is a bug.");
-        let mut upper = Node::new(Above::Node(parent), node.root, upper_tokens, upper_blocks);
+        let mut upper = Node::below(&self.nodes[parent], parent, (upper_tokens, upper_blocks));
+        let node = &self.nodes[id];
         upper.num_locks = u32::from(node.num_locks > 0);
-        upper.last_used = node.last_used;
+        (upper.last_used, upper.worth) = (node.last_used, node.worth);
         upper.children.insert(lower_key, id);
         let upper = self.nodes.insert(upper);
         self.nodes[id].above = Above::Node(upper);
@@ -331,12 +352,16 @@ impl PrefixIndex {
 
     fn count_added(&mut self, root: NodeId, num_blocks: usize) {
         self.num_blocks += num_blocks as u32;
-        self.nodes.space_mut(root).num_blocks += num_blocks as u32;
+        let space = self.nodes.space_mut(root);
+        space.num_blocks += num_blocks as u32;
+        self.quotas.count_added(space.quota, num_blocks as u32);
     }
 
     fn count_removed(&mut self, root: NodeId, num_blocks: usize) {
         self.num_blocks -= num_blocks as u32;
-        self.nodes.space_mut(root).num_blocks -= num_blocks as u32;
+        let space = self.nodes.space_mut(root);
+        space.num_blocks -= num_blocks as u32;
+        self.quotas.count_removed(space.quota, num_blocks as u32);
     }
 
     fn tick(&mut self) -> u64 {

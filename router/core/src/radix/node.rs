@@ -26,6 +26,8 @@ pub(super) struct Space {
     pub(super) namespace: Namespace,
     /// In all its nodes.
     pub(super) num_blocks: u32,
+    /// Index of the quota that they count for.
+    pub(super) quota: Option<usize>,
 }
 
 /// A run of blocks. Either all of them are full (`tokens.len() == blocks.len() * block_size`), or the node is a *tail*: a
@@ -35,6 +37,8 @@ pub(super) struct Node {
     pub(super) above: Above,
     /// The root above it, or itself.
     pub(super) root: NodeId,
+    /// Tokens from the start of the namespace to the run.
+    pub(super) start: usize,
     /// The tokens of the run, contiguous, so that a match is a slice comparison.
     pub(super) tokens: Vec<TokenId>,
     pub(super) blocks: Vec<BlockId>,
@@ -45,12 +49,23 @@ pub(super) struct Node {
     pub(super) num_locks: u32,
     /// Logical time at which the node was last unlocked (or inserted unlocked).
     pub(super) last_used: u64,
+    /// What it was worth then, by the policy of eviction.
+    pub(super) worth: u64,
 }
 
 impl Node {
-    /// An unlocked node without children.
-    pub(super) fn new(above: Above, root: NodeId, tokens: Vec<TokenId>, blocks: Vec<BlockId>) -> Self {
-        Self { above, root, tokens, blocks, children: BTreeMap::new(), num_locks: 0, last_used: 0 }
+    fn root(space: Space) -> Self {
+        Self::new(Above::Nothing(space), NodeId(0), 0, (Vec::new(), Vec::new()))
+    }
+
+    /// An unlocked run of tokens and blocks at the end of `parent`, which has the id `parent_id`.
+    pub(super) fn below(parent: &Self, parent_id: NodeId, run: (Vec<TokenId>, Vec<BlockId>)) -> Self {
+        Self::new(Above::Node(parent_id), parent.root, parent.start + parent.tokens.len(), run)
+    }
+
+    fn new(above: Above, root: NodeId, start: usize, (tokens, blocks): (Vec<TokenId>, Vec<BlockId>)) -> Self {
+        let children = BTreeMap::new();
+        Self { above, root, start, tokens, blocks, children, num_locks: 0, last_used: 0, worth: 0 }
     }
 
     pub(super) fn is_root(&self) -> bool {
@@ -100,10 +115,9 @@ impl Slab {
         NodeId(self.nodes.len() as u32 - 1)
     }
 
-    /// Adds the root of `namespace`.
-    pub(super) fn insert_root(&mut self, namespace: Namespace) -> NodeId {
-        let above = Above::Nothing(Space { namespace, num_blocks: 0 });
-        let id = self.insert(Node::new(above, NodeId(0), Vec::new(), Vec::new()));
+    /// Adds the root of `namespace`, whose blocks count for `quota`.
+    pub(super) fn insert_root(&mut self, namespace: Namespace, quota: Option<usize>) -> NodeId {
+        let id = self.insert(Node::root(Space { namespace, num_blocks: 0, quota }));
         self[id].root = id;
         id
     }
@@ -141,11 +155,14 @@ impl std::ops::IndexMut<NodeId> for Slab {
     }
 }
 
-/// How many tokens two runs share from their start. Compares in stretches, each one `memcmp`.
+/// How many tokens two runs share from their start. Mostly all: that is one `memcmp`. Otherwise it compares in stretches.
 pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
     const STRETCH: usize = 512;
     let len = a.len().min(b.len());
     let (a, b) = (&a[..len], &b[..len]);
+    if a == b {
+        return len;
+    }
     let mut start = 0;
     while start < len {
         let end = (start + STRETCH).min(len);

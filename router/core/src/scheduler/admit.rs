@@ -1,101 +1,176 @@
 //! Admission: which waiting sequences get a slot and blocks.
 //!
-//! In order of rank, while slots and tokens of the step are left. A sequence that does not fit in the pool stops the queue
-//! behind it, so that it cannot starve. One whose prompt is just being computed by another sequence lets others pass and
-//! takes the blocks when they are ready. Neither is looked at in full again until what it waits for may have happened, so a
-//! step costs nothing per token of a waiting prompt.
+//! In order of rank, while slots and tokens of the step are left. A sequence that does not fit stops the queue behind it. If
+//! sequences of lower priority are in its way, they are preempted for it. Short ones of its own priority may pass it, but no
+//! more of them than have as many tokens as it has itself: so it waits at most about twice as long as if nobody could pass.
+//!
+//! A sequence whose prompt is just being computed by another one lets others pass and takes the blocks when they are ready.
+//! No sequence is looked at in full again until what it waits for may have happened, so a step costs nothing per token of a
+//! waiting prompt.
 //!
 //! Admission leaves room for the running sequences to grow (see [`growth_room`]): otherwise the pool would be full of
 //! sequences that preempt each other.
 
-use std::ops::Bound;
-
 use super::{Place, Scheduler};
 use crate::{
     cache::Shortage,
-    policy::{Rank, growth_room},
+    ids::Tick,
+    plan::Event,
+    policy::{Rank, growth_room, is_short},
     radix::common_prefix,
     sequence::{Phase, Sequence, Wait},
 };
+
+/// How many short sequences are looked at in a step, at most, that could pass one which does not fit.
+const MAX_LOOKS: usize = 8;
 
 /// What became of a waiting sequence.
 enum Verdict {
     Admitted,
     /// Others may go first.
     Passes,
-    /// Nobody behind it may go first.
-    Blocks,
+    /// It lacks a slot, or so many blocks. Only short ones may go first.
+    Blocked(u32),
+}
+
+/// The running sequences, as far as they are in the way of new ones.
+struct Crowd {
+    /// Blocks that they want soon.
+    growth: u32,
+    /// Tokens that their prefills have left.
+    num_left: u32,
+    /// Tokens that the shortest of these has left.
+    shortest: u32,
+    /// The highest priority of a prefill.
+    priority: Option<i32>,
 }
 
 impl Scheduler {
-    /// Gives slots and blocks to waiting sequences, as long as each prefill gets a chunk of a step with `budget` tokens left.
+    /// Gives slots and blocks to waiting sequences, as far as a step with `budget` tokens left has some for them.
     pub(super) fn admit(&mut self, budget: u32) {
-        if self.waiting.is_empty() || self.vacant_slots.is_empty() {
+        if self.waiting.is_empty() || budget == 0 {
             return;
         }
-        let mut growth = 0;
-        let mut num_promised = 0;
-        for &slot in self.running.values() {
-            let Some(sequence) = &self.slots[slot.0 as usize] else { continue };
-            growth += self.growth(sequence, sequence.table.blocks().len());
-            if sequence.phase == Phase::Prefilling {
-                num_promised += sequence.num_left_to_prefill().min(self.min_chunk_tokens);
+        let mut crowd = self.crowd();
+        let mut before = None;
+        while let Some(rank) = self.waiting.after(before) {
+            if !crowd.has_tokens_for(rank, self.waiting.num_left(rank), budget) {
+                return self.let_short_ones_pass(rank, budget, &mut crowd);
             }
-        }
-        let mut behind = Bound::Unbounded;
-        while num_promised < budget && !self.vacant_slots.is_empty() {
-            let Some((&rank, sequence)) = self.waiting.range((behind, Bound::Unbounded)).next() else {
-                return;
-            };
-            behind = Bound::Excluded(rank);
-            let chunk = (sequence.tokens.len() as u32).min(self.min_chunk_tokens);
-            if num_promised > 0 && num_promised + chunk > budget {
-                return;
-            }
-            match self.consider(rank, &mut growth) {
-                Verdict::Admitted => num_promised += chunk,
-                Verdict::Passes => {}
-                Verdict::Blocks => return,
+            match self.consider(rank, &mut crowd) {
+                Verdict::Admitted | Verdict::Passes => before = Some(rank),
+                Verdict::Blocked(num_blocks) if self.make_way(rank, num_blocks) => crowd = self.crowd(),
+                Verdict::Blocked(_) => return self.let_short_ones_pass(rank, budget, &mut crowd),
             }
         }
     }
 
-    /// Admits the waiting sequence at `rank` if it should and can run. `growth` is how many blocks the running sequences want.
-    fn consider(&mut self, rank: Rank, growth: &mut u32) -> Verdict {
-        let sequence = &self.waiting[&rank];
+    /// Ends sequences that have waited as long as one may and could not be admitted now either, so that a step is in flight
+    /// whose commit reports it. O(1) for each that came so long ago.
+    pub(super) fn expire(&mut self, now: Tick) {
+        while let Some(&(submitted, id)) = self.arrivals.front()
+            && now.0.saturating_sub(submitted.0) > self.config.max_queue_time_us
+        {
+            self.arrivals.pop_front();
+            if let Some(&Place::Waiting(rank)) = self.places.get(&id)
+                && !self.waiting.get(rank).has_started
+            {
+                self.places.remove(&id);
+                self.waiting.remove(rank);
+                self.counters.expired += 1;
+                self.events.push(Event::Expired { sequence: id });
+            }
+        }
+    }
+
+    fn crowd(&self) -> Crowd {
+        let mut crowd = Crowd { growth: 0, num_left: 0, shortest: u32::MAX, priority: None };
+        for (rank, &slot) in &self.running {
+            let Some(sequence) = &self.slots[slot.0 as usize] else { continue };
+            crowd.growth += self.growth(sequence, sequence.table.blocks().len());
+            if sequence.phase == Phase::Prefilling {
+                crowd.add_prefill(*rank, sequence.num_left_to_prefill());
+            }
+        }
+        crowd
+    }
+
+    /// Admits the waiting sequence at `rank` if it should and can run.
+    fn consider(&mut self, rank: Rank, crowd: &mut Crowd) -> Verdict {
+        let sequence = self.waiting.get(rank);
         let num_blocks = sequence.tokens.len().div_ceil(self.config.block_size as usize);
-        let growth_with_it = *growth + self.growth(sequence, num_blocks);
-        let room = growth_room(growth_with_it, self.config.num_blocks);
+        let growth = crowd.growth + self.growth(sequence, num_blocks);
+        let room = growth_room(growth, self.config.num_blocks);
         match sequence.wait {
             Wait::Turn => {}
             Wait::Prefill { .. } if self.is_worth_waiting(sequence) => return Verdict::Passes,
             Wait::Prefill { .. } => {}
-            Wait::Blocks(num) if num + room > self.cache.num_available() => return Verdict::Blocks,
+            Wait::Blocks(num) if num + room > self.cache.num_available() => return Verdict::Blocked(num),
             Wait::Blocks(_) => {}
         }
+        if self.vacant_slots.is_empty() {
+            return Verdict::Blocked(0);
+        }
         if let Some(wait) = self.prefill_to_wait_for(sequence) {
-            self.waiting_at(rank).wait = wait;
+            self.waiting.get_mut(rank).wait = wait;
             self.counters.prefix_waits += 1;
             return Verdict::Passes;
         }
-        let sequence = &self.waiting[&rank];
         match self.cache.reserve(&sequence.namespace, &sequence.tokens, room) {
             Err(Shortage { num_needed }) => {
-                self.waiting_at(rank).wait = Wait::Blocks(num_needed);
-                Verdict::Blocks
+                self.waiting.get_mut(rank).wait = Wait::Blocks(num_needed);
+                Verdict::Blocked(num_needed)
             }
             Ok(reservation) => {
-                let mut sequence = self.waiting.remove(&rank).expect("it was just there. This is a bug.");
+                let mut sequence = self.waiting.remove(rank).expect("it was just there. This is a bug.");
                 sequence.num_to_prefill = sequence.tokens.len();
                 sequence.num_computed = reservation.num_cached_tokens;
                 sequence.num_planned = reservation.num_cached_tokens;
                 sequence.table = reservation.table;
                 sequence.copy = reservation.copy;
+                crowd.growth = growth;
+                crowd.add_prefill(rank, sequence.num_left_to_prefill());
                 self.run(sequence);
-                *growth = growth_with_it;
                 Verdict::Admitted
             }
         }
+    }
+
+    /// Admits short sequences before the blocked one at `head`, within its patience.
+    fn let_short_ones_pass(&mut self, head: Rank, budget: u32, crowd: &mut Crowd) {
+        let mut length = None;
+        for _ in 0..MAX_LOOKS {
+            let Some(next) = self.waiting.longer(head.priority(), length) else { return };
+            length = Some(next);
+            if next.rank <= head {
+                continue;
+            }
+            let num_positions = self.waiting.get(next.rank).num_positions();
+            let num_overtaken = self.waiting.get(head).num_overtaken + num_positions;
+            let has_tokens = crowd.has_tokens_for(next.rank, next.num_left, budget);
+            if !has_tokens || num_overtaken > self.waiting.get(head).num_positions() {
+                return;
+            }
+            match self.consider(next.rank, crowd) {
+                Verdict::Admitted => self.waiting.get_mut(head).num_overtaken = num_overtaken,
+                Verdict::Passes => {}
+                Verdict::Blocked(_) => return,
+            }
+        }
+    }
+
+    /// Preempts the sequence that is served last, if it has a lower priority than the waiting one at `rank`, which lacks a
+    /// slot or `num_blocks` blocks. Returns whether it is worth looking again; otherwise it may be after the next commit.
+    fn make_way(&mut self, rank: Rank, num_blocks: u32) -> bool {
+        let victims = || self.running.iter().rev().take_while(|(last, _)| last.priority() < rank.priority());
+        let Some((_, &slot)) = victims().next() else { return false };
+        let tables = victims().filter_map(|(_, slot)| self.slots[slot.0 as usize].as_ref());
+        let num_held: u32 = tables.map(|victim| victim.table.blocks().len() as u32).sum();
+        if self.is_waiting_for_blocks() || num_blocks > self.cache.num_available() + num_held {
+            return false;
+        }
+        self.preempt(slot);
+        self.num_draining == 0
     }
 
     fn run(&mut self, sequence: Sequence) {
@@ -151,8 +226,18 @@ impl Scheduler {
     fn growth(&self, sequence: &Sequence, num_blocks: usize) -> u32 {
         sequence.growth(num_blocks, self.config.block_size as usize, self.growth_blocks)
     }
+}
 
-    fn waiting_at(&mut self, rank: Rank) -> &mut Sequence {
-        self.waiting.get_mut(&rank).expect("the caller found it there. This is a bug.")
+impl Crowd {
+    /// Whether a step with `budget` tokens has some for a new prefill of about `num_left` tokens that is served at `rank`.
+    fn has_tokens_for(&self, rank: Rank, num_left: u32, budget: u32) -> bool {
+        let is_first = self.priority.is_some_and(|priority| priority < rank.priority());
+        self.num_left < budget || is_first || is_short(num_left, self.shortest)
+    }
+
+    fn add_prefill(&mut self, rank: Rank, num_left: u32) {
+        self.num_left = self.num_left.saturating_add(num_left);
+        self.shortest = self.shortest.min(num_left);
+        self.priority = self.priority.max(Some(rank.priority()));
     }
 }

@@ -38,11 +38,11 @@ impl Scheduler {
 
     fn check_places(&self) {
         let mut places = BTreeMap::new();
-        for (rank, sequence) in &self.waiting {
-            assert_eq!(*rank, sequence.rank);
+        for sequence in self.waiting.iter() {
+            assert!(sequence.num_overtaken <= sequence.num_positions(), "its patience is bounded");
             assert!(sequence.table.blocks().is_empty(), "a waiting sequence holds no blocks");
             assert_eq!(sequence.num_steps_in_flight, 0, "a waiting sequence has no step in flight");
-            places.insert(sequence.id, Place::Waiting(*rank));
+            places.insert(sequence.id, Place::Waiting(sequence.rank));
         }
         let (mut num_prefilling, mut num_draining, mut num_running) = (0, 0, 0);
         for (slot, sequence) in self.occupied() {
@@ -86,8 +86,10 @@ impl Scheduler {
             assert!(sequence.num_computed <= sequence.tokens.len());
             assert!(sequence.num_planned <= table.blocks().len() * block_size, "rows have blocks");
             assert!(sequence.num_computed <= sequence.num_planned);
-            assert!(sequence.num_sent_blocks.is_some(), "the plan that admits a sequence has a row of it");
-            assert!(sequence.copy.is_none(), "its copy goes with its first row");
+            assert!(
+                sequence.copy.is_none() || sequence.num_sent_blocks.is_none(),
+                "its copy goes with its first row"
+            );
             if self.config.prefix_cache {
                 assert_eq!(
                     num_indexed,
@@ -133,6 +135,8 @@ impl Scheduler {
     fn locks(&self) -> Vec<&Lock> {
         let of_tables = self.occupied().filter_map(|(_, sequence)| sequence.table.lock());
         let of_copies = self.in_flight.iter().flat_map(|step| &step.copies).map(|copy| copy.source());
-        of_tables.chain(of_copies).collect()
+        let of_waiting_copies =
+            self.occupied().filter_map(|(_, sequence)| Some(sequence.copy.as_ref()?.source()));
+        of_tables.chain(of_copies).chain(of_waiting_copies).collect()
     }
 }

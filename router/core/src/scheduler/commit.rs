@@ -22,6 +22,7 @@ impl Scheduler {
     pub fn commit(&mut self, output: &StepOutput) -> Result<Vec<Event>, CommitError> {
         self.check_output(output)?;
         let step = self.in_flight.pop_front().expect("the output was checked. This is a bug.");
+        self.costs.observe(&step.shape, output.duration_us);
         for copy in step.copies {
             self.cache.copied(copy);
         }

@@ -1,6 +1,8 @@
 //! Limits of a scheduler, its errors and its figures.
 
-use crate::ids::StepId;
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{ids::StepId, policy::Eviction};
 
 /// Limits of a scheduler; fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,17 @@ pub struct SchedulerConfig {
     pub max_in_flight: u32,
     /// Whether sequences share computed prefixes.
     pub prefix_cache: bool,
+    /// The time between two tokens of a decoding sequence that prefills beside it must keep to, in microseconds. It bounds
+    /// their chunks; where nobody decodes, nothing but `max_step_tokens` does.
+    /// `u64::MAX` is no bound.
+    pub target_itl_us: u64,
+    /// How long a sequence may wait for its first row, in microseconds. `u64::MAX` is for ever.
+    pub max_queue_time_us: u64,
+    /// Which cached blocks are given up first.
+    pub eviction: Eviction,
+    /// The most blocks that tenants may leave in the prefix index, by name. One that has more loses its own, as soon as no
+    /// sequence holds them. Tenants that are not named may fill the pool.
+    pub quotas: BTreeMap<Arc<str>, u32>,
 }
 
 impl SchedulerConfig {
@@ -145,6 +158,8 @@ pub struct Stats {
     pub submitted: u64,
     /// Counter: sequences that ended by themselves.
     pub finished: u64,
+    /// Counter: sequences that waited as long as one may.
+    pub expired: u64,
     /// Counter: sequences cancelled.
     pub cancelled: u64,
     /// Counter: preemptions.

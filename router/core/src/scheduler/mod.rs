@@ -20,13 +20,15 @@ mod check;
 mod commit;
 mod config;
 mod plan;
+mod waiting;
 
 use std::collections::{BTreeMap, VecDeque};
 
 pub use self::config::{CommitError, ConfigError, Rejection, SchedulerConfig, Stats};
-use self::plan::StepInFlight;
+use self::{plan::StepInFlight, waiting::WaitingQueue};
 use crate::{
     cache::KvCache,
+    cost::CostModel,
     explain::Explanation,
     ids::{BlockId, SequenceId, Slot, StepId, Tick, TokenId},
     plan::Event,
@@ -40,14 +42,16 @@ use crate::{
 #[derive(Debug)]
 pub struct Scheduler {
     config: SchedulerConfig,
-    min_chunk_tokens: u32,
     growth_blocks: u32,
     cache: KvCache,
     next_sequence: SequenceId,
     next_step: StepId,
     /// Where each sequence stands that has not ended.
     places: BTreeMap<SequenceId, Place>,
-    waiting: BTreeMap<Rank, Sequence>,
+    waiting: WaitingQueue,
+    /// When sequences came that may still expire, oldest first; some of them have begun or ended.
+    arrivals: VecDeque<(Tick, SequenceId)>,
+    costs: CostModel,
     slots: Vec<Option<Sequence>>,
     vacant_slots: Vec<Slot>,
     /// Slots that the shards do not know to be free.
@@ -78,13 +82,14 @@ impl Scheduler {
         // Every running sequence must be able to get a token in every step.
         let num_slots = config.max_rows.min(config.max_step_tokens);
         Ok(Self {
-            min_chunk_tokens: policy::min_chunk_tokens(config.max_step_tokens),
             growth_blocks: policy::GROWTH_TOKENS.div_ceil(config.block_size),
-            cache: KvCache::new(config.num_blocks, config.block_size, config.prefix_cache),
+            cache: KvCache::new(&config),
             next_sequence: SequenceId(1),
             next_step: StepId(1),
             places: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            waiting: WaitingQueue::default(),
+            arrivals: VecDeque::new(),
+            costs: CostModel::default(),
             slots: (0..num_slots).map(|_| None).collect(),
             vacant_slots: (0..num_slots).rev().map(Slot).collect(),
             finished_slots: Vec::new(),
@@ -104,7 +109,8 @@ impl Scheduler {
         &self.config
     }
 
-    /// Accepts a request; it waits for its turn. It ends exactly once: by [`Event::Finished`] or by [`Scheduler::cancel`].
+    /// Accepts a request; it waits for its turn. It ends exactly once: by [`Event::Finished`],
+    /// [`Event::Expired`] or [`Scheduler::cancel`].
     ///
     /// # Errors
     /// If the request can never be served.
@@ -114,6 +120,9 @@ impl Scheduler {
         self.next_sequence.0 += 1;
         let sequence = Sequence::new(id, request, now);
         self.counters.submitted += 1;
+        if self.config.max_queue_time_us < u64::MAX {
+            self.arrivals.push_back((now, id));
+        }
         self.enqueue(sequence);
         Ok(id)
     }
@@ -126,7 +135,7 @@ impl Scheduler {
         self.events.retain(|event| event.sequence() != id);
         match place {
             Place::Waiting(rank) => {
-                self.waiting.remove(&rank);
+                self.waiting.remove(rank);
             }
             Place::Slot(slot) => {
                 self.drain(slot, Leaving::End);
@@ -200,7 +209,8 @@ impl Scheduler {
 
     fn enqueue(&mut self, sequence: Sequence) {
         self.places.insert(sequence.id, Place::Waiting(sequence.rank));
-        self.waiting.insert(sequence.rank, sequence);
+        let num_cached = self.cache.num_cached_tokens(&sequence.namespace, &sequence.tokens);
+        self.waiting.insert((sequence.tokens.len() - num_cached) as u32, sequence);
     }
 
     fn sequence(&mut self, slot: Slot) -> &mut Sequence {
@@ -228,12 +238,18 @@ impl Scheduler {
         }
         let mut sequence =
             self.slots[slot.0 as usize].take().expect("a slot in use has a sequence. This is a bug.");
-        assert!(sequence.copy.is_none(), "the plan that admits a sequence has a row of it. This is a bug.");
+        if let Some(copy) = sequence.copy.take() {
+            // It never had a row: nothing was copied.
+            sequence.num_computed = sequence.table.num_indexed() * self.config.block_size as usize;
+            self.cache.copied(copy);
+        }
         let table = std::mem::take(&mut sequence.table);
         self.cache.release(&sequence.namespace, table, &sequence.tokens[..sequence.num_computed]);
         self.num_draining -= 1;
         self.vacant_slots.push(slot);
-        self.finished_slots.push(slot);
+        if sequence.num_sent_blocks.is_some() {
+            self.finished_slots.push(slot);
+        }
         if leaving == Leaving::Requeue {
             sequence.back_to_waiting();
             self.enqueue(sequence);

@@ -1,23 +1,26 @@
 //! Planning: what the next step computes.
 //!
-//! Decodes first, each one token, so that nobody's stream stops; then prefill chunks with the tokens that are left (see
-//! [`share_prefill_tokens`](crate::policy::share_prefill_tokens)). Every running sequence has its prefill's blocks from its
+//! Decodes first, each one token, so that nobody's stream stops; then prefill chunks, of as many tokens as are left and as keep
+//! the step short enough for those who decode (see [`step_limit_us`](policy::step_limit_us) and
+//! [`share_prefill_tokens`](policy::share_prefill_tokens)). Every running sequence has its prefill's blocks from its
 //! admission on, so the pool can only run out for a decode. Then the sequence that is served last is preempted: its blocks
 //! stay as cache until somebody needs them, and it is computed again when there is room.
 
 use super::Scheduler;
 use crate::{
     cache::{OutOfBlocks, PendingCopy},
+    cost::{MIN_TOKENS, StepShape},
     ids::{BlockId, Slot, StepId, Tick},
     plan::{BlockTableDelta, Event, Row, RowInput, StepPlan},
-    policy,
-    sequence::{Leaving, Phase},
+    policy::{self, Prefill, Rank},
+    sequence::{Leaving, Phase, Sequence},
 };
 
 /// A planned step that is not committed.
 #[derive(Debug)]
 pub(super) struct StepInFlight {
     pub(super) id: StepId,
+    pub(super) shape: StepShape,
     pub(super) rows: Vec<RowInFlight>,
     /// Made by this step; their sources are held until its commit.
     pub(super) copies: Vec<PendingCopy>,
@@ -51,8 +54,13 @@ impl Scheduler {
         }
         let mut draft = Draft::new(self.next_step, self.config.max_step_tokens);
         self.plan_decodes(&mut draft);
-        self.admit(draft.num_tokens_left);
-        self.plan_prefills(&mut draft, now);
+        if self.num_prefilling > 0 || !self.waiting.is_empty() {
+            self.costs.fit();
+            let budget = self.prefill_budget(&draft, &self.prefills());
+            self.admit(budget);
+            self.plan_prefills(&mut draft, now);
+        }
+        self.expire(now);
         self.debug_check();
         if draft.plan.rows.is_empty() {
             return None;
@@ -83,20 +91,11 @@ impl Scheduler {
 
     /// Chunks for the prefilling sequences.
     fn plan_prefills(&mut self, draft: &mut Draft, now: Tick) {
-        if self.num_prefilling == 0 {
-            return;
-        }
-        let mut slots = Vec::with_capacity(self.num_prefilling as usize);
-        let mut num_left = Vec::with_capacity(self.num_prefilling as usize);
-        for &slot in self.running.values() {
-            let Some(sequence) = &self.slots[slot.0 as usize] else { continue };
-            if sequence.phase == Phase::Prefilling {
-                slots.push(slot);
-                num_left.push(sequence.num_left_to_prefill());
-            }
-        }
-        let chunks = policy::share_prefill_tokens(draft.num_tokens_left, self.min_chunk_tokens, &num_left);
-        for ((slot, num_left), chunk) in slots.into_iter().zip(num_left).zip(chunks) {
+        let prefills = self.prefills();
+        let budget = self.prefill_budget(draft, &prefills);
+        let shares: Vec<Prefill> = prefills.iter().map(|(_, prefill)| *prefill).collect();
+        let chunks = policy::share_prefill_tokens(budget, &shares);
+        for ((slot, Prefill { num_left, .. }), chunk) in prefills.into_iter().zip(chunks) {
             if chunk == 0 {
                 continue;
             }
@@ -111,6 +110,41 @@ impl Scheduler {
             }
             self.add_row(draft, slot, RowInput::Tokens(tokens), is_last);
         }
+    }
+
+    /// The prefilling sequences, in order of rank.
+    fn prefills(&self) -> Vec<(Slot, Prefill)> {
+        let sequences = self.running.iter().map(|(rank, &slot)| (rank, slot, &self.slots[slot.0 as usize]));
+        let prefill = |(rank, slot, sequence): (&Rank, Slot, &Option<Sequence>)| {
+            let sequence = sequence.as_ref().filter(|sequence| sequence.phase == Phase::Prefilling)?;
+            Some((slot, Prefill { priority: rank.priority(), num_left: sequence.num_left_to_prefill() }))
+        };
+        sequences.filter_map(prefill).collect()
+    }
+
+    /// How many tokens of prefill fit into the step, beside its decodes.
+    fn prefill_budget(&self, draft: &Draft, prefills: &[(Slot, Prefill)]) -> u32 {
+        let decodes = draft.record.shape;
+        if decodes.num_decodes == 0 || prefills.is_empty() || self.config.target_itl_us == u64::MAX {
+            return draft.num_tokens_left;
+        }
+        let limit_us = policy::step_limit_us(self.config.target_itl_us, self.costs.predict_us(&decodes));
+        let shares: Vec<Prefill> = prefills.iter().map(|(_, prefill)| *prefill).collect();
+        let fits = |budget: u32| {
+            let mut shape = decodes;
+            for ((slot, _), chunk) in prefills.iter().zip(policy::share_prefill_tokens(budget, &shares)) {
+                let sequence = self.slots[slot.0 as usize].as_ref();
+                shape.add_chunk(sequence.map_or(0, |sequence| sequence.num_planned), chunk);
+            }
+            self.costs.is_trusted(&shape) && self.costs.predict_us(&shape) <= limit_us
+        };
+        // Each chunk grows with the budget, so the predicted time does.
+        let (mut low, mut high) = (MIN_TOKENS.min(draft.num_tokens_left), draft.num_tokens_left);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if fits(middle) { low = middle } else { high = middle - 1 }
+        }
+        low
     }
 
     /// Counts and reports that a sequence gets its first row.
@@ -153,6 +187,12 @@ impl Scheduler {
         }
         let num_tokens = input.num_tokens();
         let position = sequence.num_planned as u32;
+        match &input {
+            RowInput::LastSampled => draft.record.shape.add_decode(sequence.num_planned),
+            RowInput::Tokens(tokens) => {
+                draft.record.shape.add_chunk(sequence.num_planned, tokens.len() as u32)
+            }
+        }
         sequence.num_planned += num_tokens;
         sequence.num_steps_in_flight += 1;
         sequence.num_samples_in_flight += u32::from(sample);
@@ -183,12 +223,12 @@ impl Scheduler {
     }
 
     /// Whether blocks come back when the steps in flight are committed. Then nobody else need be preempted now.
-    fn is_waiting_for_blocks(&self) -> bool {
+    pub(super) fn is_waiting_for_blocks(&self) -> bool {
         let holds_blocks = |step: &StepInFlight| !step.copies.is_empty() || !step.retired_blocks.is_empty();
         self.num_draining > 0 || self.in_flight.iter().any(holds_blocks)
     }
 
-    fn preempt(&mut self, slot: Slot) {
+    pub(super) fn preempt(&mut self, slot: Slot) {
         let id = self.sequence(slot).id;
         self.counters.preemptions += 1;
         self.events.push(Event::Preempted { sequence: id });
@@ -207,7 +247,13 @@ impl Draft {
             block_copies: Vec::new(),
             rows: Vec::new(),
         };
-        let record = StepInFlight { id, rows: Vec::new(), copies: Vec::new(), retired_blocks: Vec::new() };
+        let record = StepInFlight {
+            id,
+            shape: StepShape::default(),
+            rows: Vec::new(),
+            copies: Vec::new(),
+            retired_blocks: Vec::new(),
+        };
         Self { plan, record, num_tokens_left: max_step_tokens }
     }
 }

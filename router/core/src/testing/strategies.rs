@@ -1,9 +1,11 @@
 //! Random requests and operations for property tests.
 
+use std::collections::BTreeMap;
+
 use proptest::{collection::vec, prelude::*};
 
 use super::{STOP_TOKEN, World};
-use crate::{Namespace, Request, Sampling, SchedulerConfig, SequenceId, TokenId};
+use crate::{Eviction, Namespace, Request, Sampling, SchedulerConfig, SequenceId, TokenId};
 
 /// Something done to a [`World`].
 #[derive(Clone, Debug)]
@@ -54,8 +56,19 @@ pub struct Draft {
 pub fn configs() -> impl Strategy<Value = SchedulerConfig> {
     let num_blocks = prop_oneof![8..=24u32, 8..=100u32];
     let block_size = prop_oneof![1..=4u32, 1..=16u32];
-    (num_blocks, block_size, 1..=8u32, 1..=40u32, 1..=3u32, prop::bool::weighted(0.9)).prop_map(
-        |(num_blocks, block_size, max_rows, max_step_tokens, max_in_flight, prefix_cache)| SchedulerConfig {
+    let sizes = (num_blocks, block_size, 1..=8u32, 1..=40u32, 1..=3u32);
+    let target_itl_us = prop_oneof![Just(u64::MAX), 1..200u64];
+    let eviction = prop_oneof![Just(Eviction::Lru), Just(Eviction::CostAware)];
+    let no_quotas = Just(BTreeMap::new());
+    let quotas = (0..20u32).prop_map(|num_blocks| BTreeMap::from([("0".into(), num_blocks)]));
+    let quotas = prop_oneof![2 => no_quotas, 1 => quotas];
+    // Each plan takes a microsecond of the world's time.
+    let max_queue_time_us = prop_oneof![5 => Just(u64::MAX), 1 => 10..200u64];
+    let policies = (prop::bool::weighted(0.9), target_itl_us, max_queue_time_us, eviction, quotas);
+    (sizes, policies).prop_map(|(sizes, policies)| {
+        let (prefix_cache, target_itl_us, max_queue_time_us, eviction, quotas) = policies;
+        let (num_blocks, block_size, max_rows, max_step_tokens, max_in_flight) = sizes;
+        SchedulerConfig {
             num_blocks,
             block_size,
             max_rows,
@@ -63,8 +76,12 @@ pub fn configs() -> impl Strategy<Value = SchedulerConfig> {
             max_context: 200,
             max_in_flight,
             prefix_cache,
-        },
-    )
+            target_itl_us,
+            max_queue_time_us,
+            eviction,
+            quotas,
+        }
+    })
 }
 
 /// Schedulers that are too small, with sequences that begin short and grow long: the pool runs out again and again.

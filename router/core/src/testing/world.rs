@@ -15,6 +15,8 @@ pub enum End {
     Finished(FinishReason),
     /// By a cancel.
     Cancelled,
+    /// It waited too long for its first row.
+    Expired,
 }
 
 /// What the client of a sequence saw.
@@ -147,6 +149,10 @@ impl World {
                 outcome.tokens.push(sample.token);
             }
             Event::Preempted { .. } => outcome.num_preemptions += 1,
+            Event::Expired { .. } => {
+                assert!(!has_started, "only who waits for its first row expires");
+                outcome.end = Some(End::Expired);
+            }
             Event::Finished { reason, .. } => outcome.end = Some(End::Finished(*reason)),
         }
     }

@@ -243,6 +243,9 @@ impl ApiError {
             Self::Engine(EngineError::Overloaded { .. }) => {
                 headers.insert(DROPPED_REASON, HeaderValue::from_static("rejected-saturated"));
             }
+            Self::Engine(EngineError::QueueTimeout { .. }) => {
+                headers.insert(DROPPED_REASON, HeaderValue::from_static("rejected-ttl-expired"));
+            }
             Self::Engine(EngineError::ShuttingDown) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -314,6 +317,7 @@ impl ApiError {
         match self {
             Self::Engine(
                 EngineError::Overloaded { retry_after }
+                | EngineError::QueueTimeout { retry_after }
                 | EngineError::Unavailable { retry_after }
                 | EngineError::ShardLost { retry_after },
             ) => Some(*retry_after),
@@ -334,6 +338,10 @@ impl EngineError {
                 tgi: (S::TOO_MANY_REQUESTS, "overloaded"),
                 failure: Failure::Overloaded,
             },
+            Self::QueueTimeout { .. } => {
+                let tgi = (S::SERVICE_UNAVAILABLE, "overloaded");
+                Wire::unavailable("queue_timeout", tgi, Failure::Overloaded)
+            }
             Self::Unavailable { .. } => {
                 let tgi = (S::SERVICE_UNAVAILABLE, "healthcheck");
                 Wire::unavailable("shard_unavailable", tgi, Failure::Unavailable)

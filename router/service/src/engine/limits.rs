@@ -83,7 +83,7 @@ impl Admission {
     }
 
     /// When those who wait now will have begun, at the rate at which sequences end.
-    fn until_room(&self) -> Duration {
+    pub(super) fn until_room(&self) -> Duration {
         let interval = Duration::from_micros(self.end_interval_us.load(Relaxed));
         let num_ahead = u32::try_from(self.num_waiting.load(Relaxed)).unwrap_or(u32::MAX);
         clamp(interval.saturating_mul(num_ahead.saturating_add(1)))

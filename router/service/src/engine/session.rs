@@ -139,9 +139,17 @@ impl Session {
     ///
     /// # Errors
     /// If the answer does not fit the plan.
-    pub(super) fn commit(&mut self, output: &StepOutput, context: &mut Context) -> Result<(), CommitError> {
-        let events = self.scheduler.commit(output)?;
+    pub(super) fn commit(
+        &mut self,
+        mut output: StepOutput,
+        context: &mut Context,
+    ) -> Result<(), CommitError> {
         let answered = Instant::now();
+        if let Some(step) = self.in_flight.front() {
+            let duration = answered - step.sent.max(self.last_answer);
+            output.duration_us = step_duration_us(output.duration_us, duration);
+        }
+        let events = self.scheduler.commit(&output)?;
         if let Some(step) = self.in_flight.pop_front() {
             debug_assert_eq!(step.id, output.id, "the scheduler takes answers in order");
             context.metrics.step_answered(step.method, answered - step.sent.max(self.last_answer));
@@ -150,7 +158,7 @@ impl Session {
         let now = context.now();
         let mut num_ended = 0;
         for event in events {
-            num_ended += self.deliver(event, now, &context.metrics);
+            num_ended += self.deliver(event, now, context);
         }
         self.live.flush(&context.metrics);
         context.rate.ended(num_ended, now.0, self.live.is_empty());
@@ -181,7 +189,8 @@ impl Session {
     }
 
     /// Returns how many sequences ended.
-    fn deliver(&mut self, event: Event, now: Tick, metrics: &EngineMetrics) -> usize {
+    fn deliver(&mut self, event: Event, now: Tick, context: &Context) -> usize {
+        let metrics = &context.metrics;
         let (sequence, delivered) = match event {
             Event::Started { sequence, cached_tokens } => {
                 (sequence, self.live.started(sequence, cached_tokens, now.0, metrics))
@@ -192,6 +201,11 @@ impl Session {
             Event::Finished { sequence, reason } => {
                 metrics.ended.finished.increment(1);
                 return usize::from(self.live.finished(sequence, reason));
+            }
+            Event::Expired { sequence } => {
+                metrics.ended.queue_timeout.increment(1);
+                let retry_after = context.shared.admission.until_room();
+                return usize::from(self.live.failed(sequence, EngineError::QueueTimeout { retry_after }));
             }
             Event::Preempted { .. } => {
                 metrics.preemptions.increment(1);
@@ -223,6 +237,13 @@ impl Session {
         }
         StepSpan::new(plan.id.0, plan.rows.len(), self.traces(plan))
     }
+}
+
+/// How long a step took by itself. A shard whose device works asynchronously counts the wait for the step before it too; of
+/// the time since the last answer, the shard's part is not more.
+fn step_duration_us(on_shard_us: u64, since_last_answer: Duration) -> u64 {
+    let since_last_answer_us = since_last_answer.as_micros() as u64;
+    if on_shard_us == 0 { since_last_answer_us } else { on_shard_us.min(since_last_answer_us) }
 }
 
 fn method(plan: &StepPlan) -> Method {

@@ -1,8 +1,8 @@
 //! The engine's task: connect, configure, serve until the shard is lost, and again.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use anaphora_core::{Scheduler, SchedulerConfig, Stats};
+use anaphora_core::{Eviction, Scheduler, SchedulerConfig, Stats};
 use futures::FutureExt as _;
 use tokio::{
     sync::mpsc,
@@ -141,7 +141,7 @@ impl<S: Shard> Task<S> {
                 biased;
                 output = self.shard.receive() => match output {
                     Err(error) => return End::Lost(error),
-                    Ok(output) => if let Err(error) = session.commit(&output, &mut self.context) {
+                    Ok(output) => if let Err(error) = session.commit(output, &mut self.context) {
                         return End::Lost(ShardError::Protocol { rank: 0, reason: error.to_string() });
                     },
                 },
@@ -241,6 +241,10 @@ async fn attempt<S: Shard>(shard: &mut S, context: &Context) -> Result<(Schedule
         max_context: pool.max_context,
         max_in_flight: MAX_IN_FLIGHT,
         prefix_cache: context.config.prefix_cache,
+        target_itl_us: target_itl(&context.config, &description).as_micros() as u64,
+        max_queue_time_us: context.config.max_queue_time.map_or(u64::MAX, |time| time.as_micros() as u64),
+        eviction: Eviction::default(),
+        quotas: quotas(&context.config),
     };
     let scheduler = Scheduler::new(scheduler).map_err(|error| ShardError::Failed {
         rank: 0,
@@ -248,6 +252,18 @@ async fn attempt<S: Shard>(shard: &mut S, context: &Context) -> Result<(Schedule
         reason: error.to_string(),
     })?;
     Ok((scheduler, replica_info(description, &pool, num_blocks, context.config.prefix_cache)))
+}
+
+/// On a CPU, a token takes longer by itself.
+fn target_itl(config: &EngineConfig, description: &Description) -> Duration {
+    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(100) };
+    config.target_itl.unwrap_or(default)
+}
+
+/// Tenants' quotas, in blocks.
+fn quotas(config: &EngineConfig) -> BTreeMap<Arc<str>, u32> {
+    let num_blocks = |tokens: u64| u32::try_from(tokens / u64::from(config.block_size)).unwrap_or(u32::MAX);
+    config.cache_quotas.iter().map(|(tenant, tokens)| (Arc::clone(tenant), num_blocks(*tokens))).collect()
 }
 
 /// What the flags leave open depends on what the shard runs on.

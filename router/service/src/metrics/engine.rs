@@ -45,6 +45,7 @@ pub(crate) struct Ended {
     pub(crate) finished: Counter,
     pub(crate) cancelled: Counter,
     pub(crate) slow_client: Counter,
+    pub(crate) queue_timeout: Counter,
     pub(crate) shard_lost: Counter,
     pub(crate) shutting_down: Counter,
 }
@@ -150,6 +151,7 @@ impl Ended {
             finished: ended("finished"),
             cancelled: ended("cancelled"),
             slow_client: ended("slow_client"),
+            queue_timeout: ended("queue_timeout"),
             shard_lost: ended("shard_lost"),
             shutting_down: ended("shutting_down"),
         }

@@ -448,5 +448,5 @@ fn output(result: proto::StepResult) -> Result<StepOutput, String> {
         sample.top =
             pairs.map(|(token, logprob)| (u32::from_le_bytes(token), f32::from_le_bytes(logprob))).collect();
     }
-    Ok(StepOutput { id: StepId(result.id), samples })
+    Ok(StepOutput { id: StepId(result.id), samples, duration_us: result.duration_us })
 }

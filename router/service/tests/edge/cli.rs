@@ -40,7 +40,7 @@ fn the_defaults_are_those_of_the_documentation() {
 #[test]
 fn a_flag_changes_what_it_says() {
     type Check = fn(&Config) -> bool;
-    let cases: [(&[&str], Check); 24] = [
+    let cases: [(&[&str], Check); 27] = [
         (&["--model-id", "smol"], |config| config.model.id == "smol"),
         (&["--tokenizer", "t"], |config| config.model.tokenizer == Some("t".into())),
         (&["--tokenizer-config-path", "c"], |config| config.model.tokenizer_config == Some("c".into())),
@@ -71,6 +71,11 @@ fn a_flag_changes_what_it_says() {
         (&["--gpu-memory-utilization", "0.5"], |config| config.engine.memory_utilization == 0.5),
         (&["--no-prefix-cache"], |config| !config.engine.prefix_cache),
         (&["--step-timeout", "7"], |config| config.engine.step_timeout == Duration::from_secs(7)),
+        (&["--target-itl", "7"], |config| config.engine.target_itl == Some(Duration::from_millis(7))),
+        (&["--max-queue-time", "7"], |config| config.engine.max_queue_time == Some(Duration::from_secs(7))),
+        (&["--cache-quota", "a=7", "--cache-quota", "b=8"], |config| {
+            config.engine.cache_quotas == [("a".into(), 7), ("b".into(), 8)].into()
+        }),
         (&["--payload-limit", "7"], |config| config.limits.payload == 7),
         (&["--json-output"], |config| config.telemetry.json_output),
         (&["--otlp-endpoint", "http://o:4317"], |config| {
@@ -88,6 +93,8 @@ fn what_cannot_work_is_refused_by_name() {
     for (args, expected) in [
         (&["--max-concurrent-requests", "0"][..], "--max-concurrent-requests must be at least 1"),
         (&["--block-size", "0"], "--block-size must be at least 1"),
+        (&["--target-itl", "0"], "--target-itl must be at least 1"),
+        (&["--cache-quota", "a"], "it must be TENANT=TOKENS"),
         (&["--step-timeout", "0"], "--step-timeout must be at least 1"),
         (&["--max-total-tokens", "0"], "--max-total-tokens must be at least 1"),
         (&["--gpu-memory-utilization", "0"], "above 0 and at most 1, not 0"),

@@ -70,3 +70,14 @@ async fn retry_after_is_measured() {
     let expected = 100 * STEP / 2 * 11;
     assert!(retry_after > expected / 2 && retry_after < expected * 2, "{retry_after:?}, not {expected:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_too_long_is_told_to_come_back() {
+    let max_queue_time = Some(Duration::from_millis(200));
+    let config = EngineConfig { max_batch_size: Some(1), max_queue_time, ..EngineConfig::default() };
+    let rig = Rig::new(config).await;
+    let first = rig.submit(request(0..10, 100)).await.unwrap();
+    let second = rig.submit(request(10..20, 5)).await.unwrap();
+    assert!(matches!(read(second).await.end, Err(EngineError::QueueTimeout { .. })));
+    assert_eq!(read(first).await.tokens.len(), 100);
+}

@@ -99,7 +99,7 @@ impl Memory {
         for row in &plan.rows {
             samples.extend(self.compute(row)?);
         }
-        Ok(StepOutput { id: plan.id, samples })
+        Ok(StepOutput { id: plan.id, samples, duration_us: 0 })
     }
 
     fn start(&mut self, start: &RowStart) -> Result<(), String> {
