@@ -529,7 +529,7 @@ fn a_cancelled_decode_leaves_its_tokens() {
 /// others' prefills were computed meanwhile.
 fn first_token_after(world: &mut World, nth: usize) -> usize {
     let num_plans = world.plans.len();
-    while world.outcomes.values().nth(nth).unwrap().tokens.is_empty() {
+    while world.outcomes.values().nth(nth).expect("as many sequences as that").tokens.is_empty() {
         while world.plan().is_some() {}
         world.commit();
     }
