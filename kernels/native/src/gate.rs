@@ -72,20 +72,30 @@ impl<X: Element> Kernel for Rows<'_, X> {
         for (gate_up, out) in gate_up.chunks_exact(2 * width).zip(out.chunks_exact_mut(width)) {
             let (gate, up) = gate_up.split_at(width);
             let mut begin = 0;
-            while begin < width {
-                let len = LANES.min(width - begin);
-                let (mut a, mut b) = ([0.0f32; LANES], [0.0f32; LANES]);
-                for lane in 0..len {
-                    a[lane] = gate[begin + lane].widen();
-                    b[lane] = up[begin + lane].widen();
-                }
-                multiply::<V>(coefficients, &mut a, &b);
-                for lane in 0..len {
-                    out[begin + lane] = X::narrow(a[lane]);
-                }
-                begin += len;
+            while begin + LANES <= width {
+                let end = begin + LANES;
+                block::<V, X>(coefficients, &gate[begin..end], &up[begin..end], &mut out[begin..end], LANES);
+                begin = end;
+            }
+            if begin < width {
+                block::<V, X>(coefficients, &gate[begin..], &up[begin..], &mut out[begin..], width - begin);
             }
         }
+    }
+}
+
+/// `len` elements, at most a vector of them; inlined, so that a whole one is converted by vectors too.
+#[inline(always)]
+fn block<V: Vector, X: Element>(coefficients: (f32, f32), gate: &[X], up: &[X], out: &mut [X], len: usize) {
+    assert!(len <= LANES && gate.len() >= len && up.len() >= len && out.len() >= len);
+    let (mut a, mut b) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for lane in 0..len {
+        a[lane] = gate[lane].widen();
+        b[lane] = up[lane].widen();
+    }
+    multiply::<V>(coefficients, &mut a, &b);
+    for lane in 0..len {
+        out[lane] = X::narrow(a[lane]);
     }
 }
 

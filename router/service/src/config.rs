@@ -173,7 +173,7 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     /// No answer for so long while a step is in flight: the shard is taken for stalled.
     pub step_timeout: Duration,
-    /// The time between two tokens that prefills leave to those who decode; default 100 ms on a CPU, 50 ms on a GPU.
+    /// The time between two tokens that prefills leave to those who decode; default 250 ms on a CPU, 50 ms on a GPU.
     pub target_itl: Option<Duration>,
     /// How long a sequence may wait for its first row; `None`: for ever.
     pub max_queue_time: Option<Duration>,

@@ -254,9 +254,9 @@ async fn attempt<S: Shard>(shard: &mut S, context: &Context) -> Result<(Schedule
     Ok((scheduler, replica_info(description, &pool, num_blocks, context.config.prefix_cache)))
 }
 
-/// On a CPU, a token takes longer by itself.
+/// On a CPU a token takes longer by itself, and a step of fewer prompt tokens than some hundreds wastes what it reads.
 fn target_itl(config: &EngineConfig, description: &Description) -> Duration {
-    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(100) };
+    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(250) };
     config.target_itl.unwrap_or(default)
 }
 
