@@ -1,0 +1,84 @@
+//! What a few small simulations come to; a policy that changes shows here.
+
+use std::collections::BTreeMap;
+
+use anaphora_core::{Eviction, SchedulerConfig};
+use anaphora_sim::{
+    device::H200_8B,
+    report::Report,
+    routing::Routing,
+    trace::{Session, Turn, chats, scans},
+    world::{Cluster, simulate},
+};
+
+fn cluster(num_replicas: usize, routing: Routing) -> Cluster {
+    let scheduler = SchedulerConfig {
+        num_blocks: 2_000,
+        block_size: 16,
+        max_rows: 16,
+        max_step_tokens: 2048,
+        max_context: 32_768,
+        max_in_flight: 2,
+        prefix_cache: true,
+        target_itl_us: 25_000,
+        max_queue_time_us: u64::MAX,
+        eviction: Eviction::Lru,
+        quotas: BTreeMap::new(),
+    };
+    Cluster { num_replicas, scheduler, device: H200_8B, routing }
+}
+
+/// Small agents: 6,000 tokens, then three turns of 100.
+fn small_agents(num_sessions: u64) -> Vec<Session> {
+    let turns: Vec<Turn> =
+        [6_000, 100, 100, 100].map(|num| Turn { num_new_tokens: num, num_output_tokens: 20 }).to_vec();
+    let session = |n| Session {
+        start_us: 50_000 * n,
+        think_us: 500_000,
+        group: 0,
+        num_shared_tokens: 500,
+        turns: turns.clone(),
+    };
+    (0..num_sessions).map(session).collect()
+}
+
+#[test]
+fn agents_that_fit_pay_for_their_new_tokens() {
+    let turns = simulate(&cluster(1, Routing::Sticky), &small_agents(4));
+    assert_eq!(turns.len(), 16);
+    let later = Report::new(&turns, |turn| turn.turn > 0);
+    assert!(later.hit_rate > 0.98, "{later}");
+    insta::assert_snapshot!(later);
+}
+
+#[test]
+fn sessions_stay_with_their_cache() {
+    let hit_rate = |routing| {
+        let turns = simulate(&cluster(4, routing), &small_agents(12));
+        Report::new(&turns, |turn| turn.turn > 0).hit_rate
+    };
+    let [round_robin, sticky, affinity] =
+        [Routing::RoundRobin, Routing::Sticky, Routing::PrefixAffinity].map(hit_rate);
+    assert!(sticky > 0.98 && affinity > 0.98 && round_robin < sticky, "{round_robin} {sticky} {affinity}");
+}
+
+#[test]
+fn chats_keep_their_pace_beside_a_long_prompt() {
+    let mut cluster = cluster(1, Routing::Sticky);
+    let sessions = [scans(1, 30_000, 2_000_000, 1), chats(6, 1, 200_000, 2)].concat();
+    let chats = |cluster: &Cluster| Report::new(&simulate(cluster, &sessions), |turn| turn.session > 0);
+    let with_target = chats(&cluster);
+    assert!(with_target.itl_ms.1 < 1.5 * 25.0, "{with_target}");
+    insta::assert_snapshot!(with_target);
+    cluster.scheduler.target_itl_us = u64::MAX;
+    assert!(
+        chats(&cluster).itl_ms.1 > with_target.itl_ms.1,
+        "without a target they would wait for whole steps"
+    );
+}
+
+#[test]
+fn equal_inputs_give_equal_reports() {
+    let report = || Report::new(&simulate(&cluster(2, Routing::PrefixAffinity), &small_agents(5)), |_| true);
+    assert_eq!(report(), report());
+}
