@@ -36,46 +36,71 @@ fn title(words: &str) {
     println!("\n## {words}\n\n| | {COLUMNS} |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
 }
 
+/// One row: the turns that `counts`, when `cluster` serves `sessions`.
+fn row(name: &str, cluster: &Cluster, sessions: &[Session], counts: impl Fn(&TurnRecord) -> bool) {
+    println!("| {name} {}", Report::new(&simulate(cluster, sessions), counts));
+}
+
 /// A turn that continues another: the first one of a session has to be computed anyway.
 fn is_later(turn: &TurnRecord) -> bool {
     turn.turn > 0
 }
 
+fn with_eviction(num_replicas: usize, eviction: Eviction) -> Cluster {
+    let mut cluster = cluster(num_replicas);
+    cluster.scheduler.eviction = eviction;
+    cluster
+}
+
+fn with_target(target_itl_us: u64) -> (String, Cluster) {
+    let mut cluster = cluster(1);
+    cluster.scheduler.target_itl_us = target_itl_us;
+    let name = if target_itl_us == u64::MAX { "off".into() } else { format!("{} ms", target_itl_us / 1000) };
+    (name, cluster)
+}
+
+const EVICTIONS: [Eviction; 2] = [Eviction::Lru, Eviction::CostAware];
+const TARGETS_US: [u64; 4] = [25_000, 50_000, 100_000, u64::MAX];
+
 fn main() {
-    title("Eviction: agents on one replica, later turns");
-    for num_sessions in [4, 5, 6, 8] {
-        for eviction in [Eviction::Lru, Eviction::CostAware] {
-            let mut cluster = cluster(1);
-            cluster.scheduler.eviction = eviction;
-            let report = Report::new(&simulate(&cluster, &agents(num_sessions, 12, 20_000_000, 1)), is_later);
-            println!("| {num_sessions} agents, {eviction:?} {report}");
+    title("Eviction: 200 agents of 12 turns on one replica, later turns");
+    for interval_s in [25, 40, 60] {
+        for eviction in EVICTIONS {
+            let name = format!("one every {interval_s} s, {eviction:?}");
+            let sessions = agents(200, 12, interval_s * 1_000_000, 1);
+            row(&name, &with_eviction(1, eviction), &sessions, is_later);
         }
     }
-    title("Eviction: three agents beside documents that are read once, the agents' later turns");
-    for eviction in [Eviction::Lru, Eviction::CostAware] {
-        let mut cluster = cluster(1);
-        cluster.scheduler.eviction = eviction;
+    title(
+        "Eviction: 3 agents of 30 turns beside 60 documents of 20,000 tokens that are read once, the agents' later turns",
+    );
+    for eviction in EVICTIONS {
         let sessions = [agents(3, 30, 20_000_000, 1), scans(60, 20_000, 3_000_000, 2)].concat();
-        println!("| {eviction:?} {}", Report::new(&simulate(&cluster, &sessions), is_later));
+        row(&format!("{eviction:?}"), &with_eviction(1, eviction), &sessions, is_later);
     }
-    title("Chunks: chats beside cold prompts of 200,000 tokens, the chats");
-    let sessions: Vec<Session> = [scans(4, 200_000, 30_000_000, 1), chats(60, 4, 1_000_000, 2)].concat();
-    for target_itl_us in [25_000, 50_000, 100_000, u64::MAX] {
-        let mut cluster = cluster(1);
-        cluster.scheduler.target_itl_us = target_itl_us;
-        let turns = simulate(&cluster, &sessions);
-        let name = if target_itl_us == u64::MAX {
-            "no target".into()
-        } else {
-            format!("{} ms", target_itl_us / 1000)
-        };
-        println!("| {name}: chats {}", Report::new(&turns, |turn| turn.session >= 4));
-        println!("| {name}: long prompts {}", Report::new(&turns, |turn| turn.session < 4));
+    title("Target ITL: 240 chats beside 16 cold prompts of 200,000 tokens on one replica");
+    let sessions = [scans(16, 200_000, 30_000_000, 1), chats(240, 4, 2_000_000, 2)].concat();
+    for (name, cluster) in TARGETS_US.map(with_target) {
+        row(&format!("{name}: chats"), &cluster, &sessions, |turn| turn.session >= 16);
+        row(&format!("{name}: long prompts"), &cluster, &sessions, |turn| turn.session < 16);
     }
-    title("Routing: 128 agents on 32 replicas, all turns");
-    for routing in [Routing::RoundRobin, Routing::LeastLoaded, Routing::Sticky, Routing::PrefixAffinity] {
-        let cluster = Cluster { routing, ..cluster(32) };
-        let report = Report::new(&simulate(&cluster, &agents(128, 6, 500_000, 1)), |_| true);
-        println!("| {routing:?} {report}");
+    title("Target ITL: 200 agents of 12 turns on one replica, one every 40 s");
+    let sessions = agents(200, 12, 40_000_000, 1);
+    for (name, cluster) in TARGETS_US.map(with_target) {
+        row(&format!("{name}: first turns"), &cluster, &sessions, |turn| !is_later(turn));
+        row(&format!("{name}: later turns"), &cluster, &sessions, is_later);
+    }
+    for (num_agents, words) in [(192, "they fit"), (320, "they do not fit")] {
+        title(&format!("Routing: {num_agents} agents of 6 turns on 64 replicas, later turns; {words}"));
+        let sessions = agents(num_agents, 6, 250_000, 1);
+        for routing in [
+            Routing::RoundRobin,
+            Routing::Random,
+            Routing::LeastLoaded,
+            Routing::Sticky,
+            Routing::PrefixAffinity,
+        ] {
+            row(&format!("{routing:?}"), &Cluster { routing, ..cluster(64) }, &sessions, is_later);
+        }
     }
 }

@@ -15,8 +15,8 @@ pub struct TurnRecord {
     pub tokens_us: Vec<u64>,
     /// Prompt tokens.
     pub num_prompt_tokens: usize,
-    /// How many of them were cached.
-    pub num_cached_tokens: u32,
+    /// How many of them were cached when it was started.
+    pub num_cached_tokens: Option<u32>,
 }
 
 /// Figures over turns.
@@ -45,7 +45,7 @@ impl Report {
             |turn: &&TurnRecord| turn.tokens_us.windows(2).map(|two| two[1] - two[0]).collect::<Vec<_>>();
         let mut itls: Vec<u64> = turns.iter().flat_map(gaps).collect();
         let num_prompt: usize = turns.iter().map(|turn| turn.num_prompt_tokens).sum();
-        let num_cached: u64 = turns.iter().map(|turn| u64::from(turn.num_cached_tokens)).sum();
+        let num_cached: u64 = turns.iter().map(|turn| u64::from(turn.num_cached_tokens.unwrap_or(0))).sum();
         let num_sessions = turns.iter().map(|turn| turn.session + 1).max().unwrap_or(0);
         let mut sums = vec![(0.0, 0.0); num_sessions];
         for turn in &turns {

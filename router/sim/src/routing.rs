@@ -1,12 +1,16 @@
 //! Which replica serves a turn.
 
 use anaphora_core::{Namespace, Scheduler, TokenId};
+use rand::{Rng as _, SeedableRng as _};
+use rand_xoshiro::Xoshiro256PlusPlus;
 
 /// How replicas are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Routing {
     /// One after the other.
     RoundRobin,
+    /// Any, with equal chances.
+    Random,
     /// The one with the fewest sequences.
     LeastLoaded,
     /// A session stays where its first turn went, which was the least loaded.
@@ -39,6 +43,7 @@ pub fn choose(
     let least_loaded = || all.clone().min_by_key(num_live).unwrap_or(0);
     match routing {
         Routing::RoundRobin => nth % replicas.len(),
+        Routing::Random => Xoshiro256PlusPlus::seed_from_u64(nth as u64).random_range(all),
         Routing::LeastLoaded => least_loaded(),
         Routing::Sticky => last.unwrap_or_else(least_loaded),
         Routing::PrefixAffinity => {

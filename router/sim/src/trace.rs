@@ -12,7 +12,7 @@ pub struct Session {
     pub think_us: u64,
     /// Sessions of one group begin with the same tokens.
     pub group: u32,
-    /// How many tokens those are.
+    /// How many tokens those are; the first turn's own come after them.
     pub num_shared_tokens: u32,
     /// Its turns, in order.
     pub turns: Vec<Turn>,
@@ -35,7 +35,7 @@ pub fn agents(num_sessions: usize, num_turns: usize, interval_us: u64, seed: u64
     let mut start_us = 0;
     let session = |_| {
         start_us += random.random_range(interval_us / 2..=interval_us * 3 / 2);
-        let first = Turn { num_new_tokens: random.random_range(170_000..220_000), num_output_tokens: 317 };
+        let first = Turn { num_new_tokens: random.random_range(164_000..214_000), num_output_tokens: 317 };
         let mut later = || Turn {
             num_new_tokens: random.random_range(200..1_064),
             num_output_tokens: random.random_range(100..534),

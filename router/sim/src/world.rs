@@ -111,11 +111,8 @@ impl<'a> World<'a> {
         let conversation = &mut self.conversations[session];
         let turn = conversation.next_turn;
         let spec = self.sessions[session].turns[turn];
-        // Where a session begins by itself, its length counts what it shares.
-        let num_new =
-            spec.num_new_tokens - if turn == 0 { self.sessions[session].num_shared_tokens } else { 0 };
         let seed = ((session as u64 + 1) << 32) + turn as u64;
-        conversation.tokens.extend(text(seed, num_new));
+        conversation.tokens.extend(text(seed, spec.num_new_tokens));
         let candidates: Vec<Candidate<'_>> = self.replicas.iter().map(Replica::candidate).collect();
         let key = (self.num_turns, conversation.replica);
         let chosen = choose(self.cluster.routing, &candidates, key, &conversation.tokens);
@@ -138,7 +135,7 @@ impl<'a> World<'a> {
             arrived_us: now_us,
             tokens_us: Vec::new(),
             num_prompt_tokens: request.prompt.len(),
-            num_cached_tokens: 0,
+            num_cached_tokens: None,
         };
         let replica = &mut self.replicas[chosen];
         let id = replica.scheduler.submit(request, Tick(now_us)).expect("the trace fits into a replica");
@@ -164,7 +161,10 @@ impl<'a> World<'a> {
         for event in replica.scheduler.commit(&output).expect("the output answers the step") {
             let live = replica.live.get_mut(&event.sequence()).expect("events are of live turns");
             match event {
-                Event::Started { cached_tokens, .. } => live.record.num_cached_tokens = cached_tokens,
+                // Again after a preemption, when what it computed itself is in the cache too.
+                Event::Started { cached_tokens, .. } => {
+                    live.record.num_cached_tokens.get_or_insert(cached_tokens);
+                }
                 Event::Token { sample, .. } => {
                     if live.record.tokens_us.is_empty() {
                         replica.num_queued_tokens -= live.num_queued_tokens;

@@ -54,27 +54,29 @@ fn agents_that_fit_pay_for_their_new_tokens() {
 #[test]
 fn sessions_stay_with_their_cache() {
     let hit_rate = |routing| {
-        let turns = simulate(&cluster(4, routing), &small_agents(12));
+        // No multiple of the replicas, or sessions that take turns would stay where they are by taking turns.
+        let turns = simulate(&cluster(4, routing), &small_agents(11));
         Report::new(&turns, |turn| turn.turn > 0).hit_rate
     };
-    let [round_robin, sticky, affinity] =
-        [Routing::RoundRobin, Routing::Sticky, Routing::PrefixAffinity].map(hit_rate);
-    assert!(sticky > 0.98 && affinity > 0.98 && round_robin < sticky, "{round_robin} {sticky} {affinity}");
+    let [sticky, affinity] = [Routing::Sticky, Routing::PrefixAffinity].map(hit_rate);
+    assert!(sticky > 0.98 && affinity > 0.98, "{sticky} {affinity}");
+    // Elsewhere a turn finds no more than what all share, and one in four comes back by chance.
+    let [round_robin, random] = [Routing::RoundRobin, Routing::Random].map(hit_rate);
+    assert!(round_robin < 0.5 && random < 0.5, "{round_robin} {random}");
 }
 
 #[test]
 fn chats_keep_their_pace_beside_a_long_prompt() {
     let mut cluster = cluster(1, Routing::Sticky);
-    let sessions = [scans(1, 30_000, 2_000_000, 1), chats(6, 1, 200_000, 2)].concat();
+    cluster.scheduler.num_blocks = 4_000;
+    let sessions = [scans(1, 30_000, 600_000, 1), chats(6, 1, 200_000, 2)].concat();
     let chats = |cluster: &Cluster| Report::new(&simulate(cluster, &sessions), |turn| turn.session > 0);
     let with_target = chats(&cluster);
-    assert!(with_target.itl_ms.1 < 1.5 * 25.0, "{with_target}");
+    assert!(with_target.itl_ms.1 < 1.1 * 25.0, "{with_target}");
     insta::assert_snapshot!(with_target);
     cluster.scheduler.target_itl_us = u64::MAX;
-    assert!(
-        chats(&cluster).itl_ms.1 > with_target.itl_ms.1,
-        "without a target they would wait for whole steps"
-    );
+    let without = chats(&cluster);
+    assert!(without.itl_ms.1 > 1.5 * 25.0, "without a target they wait for whole steps: {without}");
 }
 
 #[test]
