@@ -7,7 +7,7 @@
 //!     └── next turn, a while after the last ends    └────────── StepOutput ◄──────────┘
 //! ```
 //! Time is simulated, so hours pass in seconds, and equal inputs give equal reports. `cargo run --release -p anaphora-sim` prints
-//! comparisons of policies of eviction, chunk size and routing.
+//! comparisons of policies of eviction, chunk size and routing; `POLICIES.md` has them, and what follows.
 //!
 //! Files: [`trace`] who asks what, [`device`] how long a step takes, [`routing`] which replica serves a turn, [`world`] the
 //! events in order, [`report`] what the users saw.

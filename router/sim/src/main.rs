@@ -64,7 +64,7 @@ const TARGETS_US: [u64; 4] = [25_000, 50_000, 100_000, u64::MAX];
 
 fn main() {
     title("Eviction: 200 agents of 12 turns on one replica, later turns");
-    for interval_s in [25, 40, 60] {
+    for interval_s in [40, 60, 90] {
         for eviction in EVICTIONS {
             let name = format!("one every {interval_s} s, {eviction:?}");
             let sessions = agents(200, 12, interval_s * 1_000_000, 1);
@@ -72,11 +72,14 @@ fn main() {
         }
     }
     title(
-        "Eviction: 3 agents of 30 turns beside 60 documents of 20,000 tokens that are read once, the agents' later turns",
+        "Eviction: 3 agents that pause for a minute beside 300 documents of 20,000 tokens, the agents' later turns",
     );
+    let mut sessions = agents(3, 12, 20_000_000, 1);
+    sessions.iter_mut().for_each(|session| session.think_us = 60_000_000);
+    sessions.extend(scans(300, 20_000, 3_000_000, 2));
     for eviction in EVICTIONS {
-        let sessions = [agents(3, 30, 20_000_000, 1), scans(60, 20_000, 3_000_000, 2)].concat();
-        row(&format!("{eviction:?}"), &with_eviction(1, eviction), &sessions, is_later);
+        let is_agents = |turn: &TurnRecord| turn.session < 3 && is_later(turn);
+        row(&format!("{eviction:?}"), &with_eviction(1, eviction), &sessions, is_agents);
     }
     title("Target ITL: 240 chats beside 16 cold prompts of 200,000 tokens on one replica");
     let sessions = [scans(16, 200_000, 30_000_000, 1), chats(240, 4, 2_000_000, 2)].concat();
@@ -84,8 +87,8 @@ fn main() {
         row(&format!("{name}: chats"), &cluster, &sessions, |turn| turn.session >= 16);
         row(&format!("{name}: long prompts"), &cluster, &sessions, |turn| turn.session < 16);
     }
-    title("Target ITL: 200 agents of 12 turns on one replica, one every 40 s");
-    let sessions = agents(200, 12, 40_000_000, 1);
+    title("Target ITL: 200 agents of 12 turns on one replica, one every 60 s");
+    let sessions = agents(200, 12, 60_000_000, 1);
     for (name, cluster) in TARGETS_US.map(with_target) {
         row(&format!("{name}: first turns"), &cluster, &sessions, |turn| !is_later(turn));
         row(&format!("{name}: later turns"), &cluster, &sessions, is_later);
