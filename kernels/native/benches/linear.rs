@@ -43,7 +43,7 @@ fn bench(criterion: &mut Criterion) {
     });
     drop(memory);
     for format in [Format::F32, Format::Bf16, Format::Q8, Format::Q4Min] {
-        for num_rows in [1, 8, 32, 512] {
+        for num_rows in [1, 4, 8, 32, 512] {
             let copies = if num_rows < 512 { COPIES } else { 1 };
             let weights = weights(format, copies, &pool);
             let (x, mut out) = (vec![0x3F80u16; num_rows * SHAPE.1], vec![0u16; num_rows * SHAPE.0]);

@@ -5,6 +5,8 @@
 //! through [`simd`], what it must be told through [`vector`]; both compile it for AVX-512, AVX2 and the baseline, and pick at
 //! run time. The tests hold the twins against each other on every path that the machine can run.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod element;
 pub mod gate;
 pub mod linear;

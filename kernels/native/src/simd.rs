@@ -19,6 +19,8 @@ pub enum Level {
     Avx512,
     /// The same with VNNI: products of bytes.
     Avx512Vnni,
+    /// The same with AMX: products of tiles of bf16 and of bytes.
+    Amx,
 }
 
 impl Level {
@@ -36,11 +38,16 @@ impl Level {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq");
+            let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             let found = [
                 (Self::Avx2, avx2),
                 (Self::AvxVnni, avx2 && is_x86_feature_detected!("avxvnni")),
                 (Self::Avx512, avx512),
-                (Self::Avx512Vnni, avx512 && is_x86_feature_detected!("avx512vnni")),
+                (Self::Avx512Vnni, avx512_vnni),
+                (
+                    Self::Amx,
+                    avx512_vnni && is_x86_feature_detected!("avx512bf16") && crate::amx::is_available(),
+                ),
             ];
             levels.extend(found.into_iter().filter_map(|(level, is_there)| is_there.then_some(level)));
         }
@@ -76,7 +83,9 @@ macro_rules! dispatch {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
             // SAFETY: as above.
-            $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Vnni => unsafe { avx512($($argument),*) },
+            $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Vnni | $crate::simd::Level::Amx => unsafe {
+                avx512($($argument),*)
+            },
             _ => $body::<false>($($argument),*),
         }
     }};

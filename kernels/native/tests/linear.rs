@@ -73,9 +73,17 @@ fn weight(parts: &[(From, usize)], columns: usize) -> Weight {
 }
 
 /// Largest difference of the twins, in proportion to the largest result.
-fn difference(weight: &Weight, num_rows: usize, has_bias: bool, level: Level, pool: &Pool) -> f32 {
+fn difference(
+    weight: &Weight,
+    num_rows: usize,
+    (is_half, has_bias): (bool, bool),
+    level: Level,
+    pool: &Pool,
+) -> f32 {
     let (x, bias) = (floats(num_rows * weight.columns(), 5), floats(weight.rows(), 17));
-    let call = Linear { x: Floats::F32(&x), weight, bias: has_bias.then_some(Floats::F32(&bias)) };
+    let halves = to_bf16(&x);
+    let x = if is_half { Floats::Bf16(&halves) } else { Floats::F32(&x) };
+    let call = Linear { x, weight, bias: has_bias.then_some(Floats::F32(&bias)) };
     let (mut got, mut want) = (vec![f32::NAN; num_rows * weight.rows()], vec![0.0; num_rows * weight.rows()]);
     linear(&call, &mut FloatsMut::F32(&mut got), pool, level).expect("valid");
     linear_naive(&call, &mut FloatsMut::F32(&mut want)).expect("valid");
@@ -106,23 +114,24 @@ proptest! {
     fn twins_agree(
         parts in prop::collection::vec(part(), 1..4),
         blocks in 1..6usize,
-        num_rows in 0..30usize,
+        num_rows in 0..70usize,
+        is_half: bool,
         has_bias: bool,
         num_threads in 1..4usize,
     ) {
         let (weight, pool) = (weight(&parts, blocks * 32), Pool::new(num_threads).expect("threads"));
         for level in Level::available() {
-            let difference = difference(&weight, num_rows, has_bias, level, &pool);
+            let difference = difference(&weight, num_rows, (is_half, has_bias), level, &pool);
             prop_assert!(difference < 2e-5, "{level:?}: {difference}");
         }
     }
 
     #[test]
-    fn columns_need_not_be_whole_blocks(columns in 1..100usize, num_rows in 1..9usize) {
+    fn columns_need_not_be_whole_blocks(columns in 1..100usize, num_rows in 1..20usize, is_half: bool) {
         for format in [Format::F32, Format::Bf16, Format::Q8] {
             let (weight, pool) = (weight(&[(From::Floats(format), 20)], columns), Pool::new(1).expect("threads"));
             for level in Level::available() {
-                let difference = difference(&weight, num_rows, false, level, &pool);
+                let difference = difference(&weight, num_rows, (is_half, false), level, &pool);
                 prop_assert!(difference < 2e-5, "{format:?} {level:?}: {difference}");
             }
         }
@@ -135,8 +144,8 @@ fn twins_agree_on_blocks_of_256() {
     assert_eq!(weight.formats(), [Format::Q4Min, Format::Q6]);
     let pool = Pool::new(2).expect("threads");
     for level in Level::available() {
-        for num_rows in [1, 2, 7, 13] {
-            let difference = difference(&weight, num_rows, true, level, &pool);
+        for num_rows in [1, 2, 7, 13, 37] {
+            let difference = difference(&weight, num_rows, (false, true), level, &pool);
             assert!(difference < 2e-5, "{level:?}, {num_rows} rows: {difference}");
         }
     }
@@ -147,19 +156,41 @@ fn a_row_s_result_does_not_depend_on_the_rows_beside_it() {
     let parts = [Format::F32, Format::Bf16, Format::Q8].map(|format| (From::Floats(format), 100));
     let weight = weight(&parts, 576);
     let x = floats(700 * 576, 3);
+    let halves = to_bf16(&x);
     let pool = Pool::new(2).expect("threads");
-    for level in Level::available() {
-        let compute = |x: &[f32]| {
-            let mut out = vec![f32::NAN; x.len() / 576 * 300];
-            let call = Linear { x: Floats::F32(x), weight: &weight, bias: None };
+    for (level, is_half) in Level::available().into_iter().flat_map(|level| [(level, false), (level, true)]) {
+        let compute = |first: usize, len: usize| {
+            let mut out = vec![f32::NAN; len * 300];
+            let range = first * 576..(first + len) * 576;
+            let x = if is_half { Floats::Bf16(&halves[range]) } else { Floats::F32(&x[range]) };
+            let call = Linear { x, weight: &weight, bias: None };
             linear(&call, &mut FloatsMut::F32(&mut out), &pool, level).expect("valid");
             out
         };
-        let all = compute(&x);
+        let all = compute(0, 700);
         for (first, len) in [(0, 1), (1, 2), (5, 3), (11, 4), (16, 7), (40, 12), (60, 33), (699, 1)] {
-            let some = compute(&x[first * 576..][..len * 576]);
+            let some = compute(first, len);
             assert!(some == all[first * 300..][..len * 300], "{level:?}: rows {first}, {len} of them");
         }
+    }
+}
+
+#[test]
+fn byte_products_are_the_same_on_every_instruction_set_that_has_them() {
+    let weight = weight(
+        &[(From::Blocks(0), 40), (From::Blocks(1), 33), (From::Blocks(2), 16), (From::Floats(Format::Q8), 9)],
+        256,
+    );
+    let (x, pool) = (floats(53 * 256, 4), Pool::new(2).expect("threads"));
+    let results = Level::available().into_iter().filter(|level| *level >= Level::Avx2).map(|level| {
+        let mut out = vec![f32::NAN; 53 * weight.rows()];
+        let call = Linear { x: Floats::F32(&x), weight: &weight, bias: None };
+        linear(&call, &mut FloatsMut::F32(&mut out), &pool, level).expect("valid");
+        (level, out)
+    });
+    let results: Vec<_> = results.collect();
+    for pair in results.windows(2) {
+        assert!(pair[0].1 == pair[1].1, "{:?} and {:?} differ", pair[0].0, pair[1].0);
     }
 }
 

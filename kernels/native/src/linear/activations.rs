@@ -8,8 +8,8 @@ use crate::{
     simd::{LANES, Level},
 };
 
-/// Rows of activations that one thread converts at a time.
-const ROWS: usize = 4;
+/// Rows of activations whose scales lie side by side: those of the largest tile.
+pub(super) const STRIP: usize = 16;
 
 /// Bytes with a scale per block of 32: `x ≈ scale * q`.
 #[derive(Debug)]
@@ -18,9 +18,9 @@ pub(super) struct Quantised {
     pub(super) columns: usize,
     /// `[rows, columns]`; the surplus is zero.
     pub(super) quants: Vec<i8>,
-    /// `[rows, columns / 32]`.
+    /// `[rows / 16, columns / 32, 16]`: see [`STRIP`].
     pub(super) scales: Vec<f32>,
-    /// `[rows, columns / 16]`: sums of the quants.
+    /// `[rows / 16, columns / 16, 16]`: sums of the quants.
     pub(super) sums: Vec<i32>,
 }
 
@@ -31,6 +31,25 @@ pub(super) struct Singles<'a> {
     pub(super) columns: usize,
     /// `[rows, columns]`; the surplus is zero.
     pub(super) values: Cow<'a, [f32]>,
+}
+
+/// bfloat16, in whole steps of a matrix tile.
+#[derive(Debug)]
+pub(super) struct Halves<'a> {
+    /// A multiple of 32.
+    pub(super) columns: usize,
+    /// `[rows, columns]`.
+    pub(super) values: &'a [u16],
+}
+
+impl<'a> Halves<'a> {
+    /// None if the values are not such.
+    pub(super) fn new(values: Floats<'a>, columns: usize) -> Option<Self> {
+        match values {
+            Floats::Bf16(values) if columns.is_multiple_of(BLOCK) => Some(Self { columns, values }),
+            _ => None,
+        }
+    }
 }
 
 impl<'a> Singles<'a> {
@@ -59,14 +78,14 @@ impl Quantised {
         let mut quantised = Self {
             columns: padded,
             quants: vec![0; rows * padded],
-            scales: vec![0.0; rows * padded / BLOCK],
-            sums: vec![0; rows * padded / BLOCK * 2],
+            scales: vec![0.0; rows.next_multiple_of(STRIP) * padded / BLOCK],
+            sums: vec![0; rows.next_multiple_of(STRIP) * padded / BLOCK * 2],
         };
-        let chunks = (quantised.quants.chunks_mut(ROWS * padded))
-            .zip(quantised.scales.chunks_mut(ROWS * padded / BLOCK))
-            .zip(quantised.sums.chunks_mut(ROWS * padded / BLOCK * 2));
+        let strips = (quantised.quants.chunks_mut(STRIP * padded))
+            .zip(quantised.scales.chunks_mut(STRIP * padded / BLOCK))
+            .zip(quantised.sums.chunks_mut(STRIP * padded / BLOCK * 2));
         let quantise = |first: usize, quants: &mut [i8], scales: &mut [f32], sums: &mut [i32]| {
-            dispatch!(level, quantise_rows, (
+            dispatch!(level, quantise_strip, (
                 values: Floats<'_> = values,
                 columns: usize = columns,
                 first: usize = first,
@@ -75,41 +94,32 @@ impl Quantised {
                 sums: &mut [i32] = sums,
             ));
         };
-        if rows <= ROWS {
-            for (index, ((quants, scales), sums)) in chunks.enumerate() {
-                quantise(index * ROWS, quants, scales, sums);
-            }
-        } else {
-            let mut chunks: Vec<_> = chunks.collect();
-            pool.for_each_chunk(&mut chunks, 1, |index, chunk| {
-                let ((quants, scales), sums) = &mut chunk[0];
-                quantise(index * ROWS, quants, scales, sums);
-            });
-        }
+        let mut strips: Vec<_> = strips.collect();
+        pool.for_each_chunk(&mut strips, 1, |index, strip| {
+            let ((quants, scales), sums) = &mut strip[0];
+            quantise(index * STRIP, quants, scales, sums);
+        });
         quantised
     }
 
-    /// What stands in for a weight's offset or minimum, per row and group of columns: what the integer sum of a group
-    /// begins with; or, as the bits of a float, what its minimum is multiplied with.
+    /// What stands in for a weight's offset or minimum, per group of columns and row (`[rows / 16, groups, 16]`): what the
+    /// integer sum of a group begins with; or, as the bits of a float, what its minimum is multiplied with.
     pub(super) fn corrections(&self, format: Format) -> Vec<i32> {
-        match format {
-            Format::Q6 => self.sums.iter().map(|sum| -format.offset() * sum).collect(),
-            Format::Q4Min => {
-                let (sums, _) = self.sums.as_chunks::<2>();
-                let scaled =
-                    sums.iter().zip(&self.scales).map(|(sum, scale)| (sum[0] + sum[1]) as f32 * scale);
-                scaled.map(|value| value.to_bits().cast_signed()).collect()
-            }
-            _ => {
-                let (sums, _) = self.sums.as_chunks::<2>();
-                sums.iter().map(|sum| -format.offset() * (sum[0] + sum[1])).collect()
-            }
+        if format == Format::Q6 {
+            return self.sums.iter().map(|sum| -format.offset() * sum).collect();
         }
+        let halves = self.sums.as_chunks::<STRIP>().0.as_chunks::<2>().0;
+        let sums = halves.iter().flat_map(|[left, right]| left.iter().zip(right).map(|(a, b)| a + b));
+        if format == Format::Q4Min {
+            let scaled = sums.zip(&self.scales).map(|(sum, scale)| sum as f32 * scale);
+            return scaled.map(|value| value.to_bits().cast_signed()).collect();
+        }
+        sums.map(|sum| -format.offset() * sum).collect()
     }
 }
 
 #[inline(always)]
-fn quantise_rows<const FUSED: bool>(
+fn quantise_strip<const FUSED: bool>(
     values: Floats<'_>,
     columns: usize,
     first: usize,
@@ -132,8 +142,10 @@ fn quantise_rows<const FUSED: bool>(
             }
         }
         let (scale, halves) = quantise(&block, quants);
-        scales[index] = scale;
-        sums[index * 2..][..2].copy_from_slice(&halves);
+        let (row, block) = (index / blocks, index % blocks);
+        scales[block * STRIP + row] = scale;
+        sums[2 * block * STRIP + row] = halves[0];
+        sums[(2 * block + 1) * STRIP + row] = halves[1];
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{
     Floats, FloatsMut, Linear, LinearError, PANEL,
-    activations::{Quantised, Singles},
+    activations::{Halves, Quantised, STRIP, Singles},
     f32_to_bf16, floats, integers,
     memory::Line,
     weight::{Format, Segment},
@@ -63,7 +63,7 @@ fn items(call: &Linear<'_>, num_rows: usize, num_threads: usize) -> Vec<Item> {
     let segments = call.weight.segments();
     let lines: usize = segments.iter().map(|segment| segment.lines.len()).sum();
     let share = (lines * size_of::<Line>() / (num_threads * SHARES)).max(MIN_ITEM_BYTES);
-    let max_rows = (SPAN_BYTES / (4 * call.weight.columns())).next_multiple_of(24);
+    let max_rows = (SPAN_BYTES / (4 * call.weight.columns())).next_multiple_of(3 * STRIP);
     let mut items = Vec::new();
     for first in (0..num_rows).step_by(max_rows) {
         let rows = first..(first + max_rows).min(num_rows);
@@ -85,6 +85,8 @@ fn items(call: &Linear<'_>, num_rows: usize, num_threads: usize) -> Vec<Item> {
 
 /// The activations, in every form that the weight's segments ask for.
 struct Operands<'a> {
+    /// Multiplied on matrix tiles, where the machine has them and all of the call is in bf16.
+    halves: Option<Halves<'a>>,
     singles: Option<Singles<'a>>,
     quantised: Option<Quantised>,
     /// By format.
@@ -101,9 +103,13 @@ impl<'a> Operands<'a> {
             let formats = formats.iter().filter(|format| format.is_quantised());
             formats.map(|&format| (format, quantised.corrections(format)))
         });
+        let halves = if level == Level::Amx { Halves::new(call.x, columns) } else { None };
+        let needs_singles =
+            |format: &Format| !format.is_quantised() && (*format == Format::F32 || halves.is_none());
         Self {
-            singles: (formats.iter().any(|format| !format.is_quantised()))
+            singles: (formats.iter().any(needs_singles))
                 .then(|| Singles::new(call.x, columns, formats.contains(&Format::Bf16))),
+            halves,
             corrections: corrections.collect(),
             quantised,
         }
@@ -114,11 +120,15 @@ impl<'a> Operands<'a> {
         // SAFETY: `validate` has compared all lengths, items are within them, and the format is the one that is named;
         // `level` comes from `Level::available`.
         unsafe {
-            match (&self.singles, &self.quantised) {
-                (Some(x), _) if !segment.format.is_quantised() => {
+            match (&self.halves, &self.singles, &self.quantised) {
+                #[cfg(target_arch = "x86_64")]
+                (Some(x), _, _) if segment.format == Format::Bf16 => {
+                    super::amx_floats::multiply(x, segment, span, emit);
+                }
+                (_, Some(x), _) if !segment.format.is_quantised() => {
                     floats::multiply(x, segment, span, emit, level);
                 }
-                (_, Some(x)) => {
+                (_, _, Some(x)) => {
                     let corrections = self.corrections.iter().find(|(format, _)| *format == segment.format);
                     let (_, corrections) = corrections.expect("of every format. This is a bug.");
                     integers::multiply(x, corrections, segment, span, emit, level);
@@ -175,7 +185,11 @@ impl<'a> Emit<'a> {
                     (0..len).for_each(|lane| output.get().add(at + lane).write(sums[lane]));
                 }
                 Output::Bf16(output) if len == PANEL => {
-                    let rounded = sums.map(f32_to_bf16);
+                    // Not by `map`, which the compiler leaves as sixteen calls.
+                    let mut rounded = [0; PANEL];
+                    for lane in 0..PANEL {
+                        rounded[lane] = f32_to_bf16(sums[lane]);
+                    }
                     output.get().add(at).cast::<[u16; PANEL]>().write_unaligned(rounded);
                 }
                 Output::Bf16(output) => {

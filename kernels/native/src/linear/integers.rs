@@ -4,9 +4,11 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 #![expect(clippy::needless_range_loop, reason = "the indices are of registers")]
 
+#[cfg(target_arch = "x86_64")]
+use super::amx_integers;
 use super::{
     BLOCK, PANEL,
-    activations::Quantised,
+    activations::{Quantised, STRIP},
     fast::{Emit, Span},
     isa::{Isa, on_isa},
     memory::Line,
@@ -17,10 +19,10 @@ use crate::simd::Level;
 /// Bytes ahead of what is read.
 const PREFETCH: usize = 4096;
 /// Lines of four columns in a block.
-const QUADS: usize = BLOCK / 4;
+pub(super) const QUADS: usize = BLOCK / 4;
 
 /// A format, as the compiler must know it.
-trait Kind {
+pub(super) trait Kind {
     const NIBBLES: bool;
     /// Columns that share a scale.
     const GROUP: usize;
@@ -75,11 +77,22 @@ pub(super) unsafe fn multiply(
     level: Level,
 ) {
     macro_rules! run {
-        ($kind:ty) => {
+        ($kind:ty) => {{
+            #[cfg(target_arch = "x86_64")]
+            let left = &Span {
+                rows: if level == Level::Amx {
+                    amx_integers::multiply::<$kind>(x, corrections, segment, span, emit)..span.rows.end
+                } else {
+                    span.rows.clone()
+                },
+                panels: span.panels.clone(),
+            };
+            #[cfg(not(target_arch = "x86_64"))]
+            let left = span;
             on_isa!(level, tiles::<$kind>(
-                x: &Quantised, corrections: &[i32], segment: &Segment, span: &Span, emit: &Emit<'_>
+                x: &Quantised, corrections: &[i32], segment: &Segment, left: &Span, emit: &Emit<'_>
             ))
-        };
+        }};
     }
     match segment.format {
         Format::Q8 => run!(Q8),
@@ -133,8 +146,10 @@ unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize>(
     let scales = lines.add(quant_lines).cast::<u16>();
     let minima = lines.add(quant_lines + scale_lines).cast::<u16>();
     let quants = x.quants.as_ptr().add(row * x.columns);
-    let x_scales = x.scales.as_ptr().add(row * blocks);
-    let corrections = corrections.as_ptr().add(row * blocks * groups);
+    // The rows of a tile are of one strip.
+    let (strip, lane) = (row / STRIP * STRIP, row % STRIP);
+    let x_scales = x.scales.as_ptr().add(strip * blocks + lane);
+    let corrections = corrections.as_ptr().add(strip * blocks * groups + lane);
     let mut sums = [[I::zero(); HALVES]; ROWS];
     for block in 0..blocks {
         for line in 0..segment.format.block_lines() {
@@ -148,12 +163,12 @@ unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize>(
                 let scale = I::load_f16(scales.add((block * groups + group) * PANEL + half * I::LANES));
                 for row in 0..ROWS {
                     let quads = quants.add(row * x.columns + block * BLOCK).cast::<u32>();
-                    let correction = *corrections.add((row * blocks + block) * groups + group);
+                    let correction = *corrections.add((block * groups + group) * STRIP + row);
                     let mut dot = I::splat_i32(if K::MINIMA { 0 } else { correction });
                     for quad in first_quad..first_quad + K::GROUP / 4 {
                         dot = I::dot_u8(dot, weights[quad], quads.add(quad).read_unaligned(), K::WIDE);
                     }
-                    let both = I::mul(scale, I::splat(*x_scales.add(row * blocks + block)));
+                    let both = I::mul(scale, I::splat(*x_scales.add(block * STRIP + row)));
                     let sum = &mut sums[row][half];
                     *sum = I::fma(I::to_f32(dot), both, *sum);
                     if K::MINIMA {

@@ -6,7 +6,8 @@
 //!   memory.rs       where its panels lie
 //!   pack.rs         from plain floats and from GGUF's blocks into panels, and back
 //!   activations.rs  what the other operand must look like: floats, bf16, or bytes with a scale per block
-//!   fast.rs         which thread computes which rows of which panels; floats.rs, integers.rs: one tile of that
+//!   fast.rs         which thread computes which rows of which panels; floats.rs, integers.rs: one tile of that, in
+//!                   vectors; amx_floats.rs, amx_integers.rs: in matrix tiles
 //!   isa/            the instructions
 //! ```
 //!
@@ -14,6 +15,10 @@
 //! not depend, to the last bit, on the batch that it is in.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod amx_floats;
+#[cfg(target_arch = "x86_64")]
+mod amx_integers;
 mod fast;
 mod floats;
 mod integers;

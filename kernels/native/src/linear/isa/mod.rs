@@ -77,7 +77,7 @@ macro_rules! on_isa {
                 compile!(isa::Avx512<false>, 1, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
             }
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => {
+            Level::Avx512Vnni | Level::Amx => {
                 compile!(isa::Avx512<true>, 1, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
             }
             _ => $body::<isa::Portable, $($generic,)* 1>($($argument),*),
