@@ -3,6 +3,8 @@
 
 use std::cell::RefCell;
 
+#[cfg(target_arch = "x86_64")]
+use super::matrix;
 use super::{
     Batch, PagedAttention, Plan, ShapeError,
     plan::{Item, KEY_TILE, Member, Merge, STREAM_VECTORS},
@@ -45,7 +47,12 @@ pub fn paged_attention<Q: Element, K: Element>(
         if parts.len() < plan.num_part_vectors * row_len {
             parts.resize(plan.num_part_vectors * row_len, 0.0);
         }
-        let work = Work { call, batch, plan, output: output.as_mut_ptr(), parts: parts.as_mut_ptr() };
+        #[cfg(target_arch = "x86_64")]
+        let on_matrix = level == Level::Amx && matrix::fits::<Q, K>(call.heads.head_dim);
+        #[cfg(not(target_arch = "x86_64"))]
+        let on_matrix = false;
+        let (output, parts) = (output.as_mut_ptr(), parts.as_mut_ptr());
+        let work = Work { call, batch, plan, on_matrix, output, parts };
         pool.for_each(plan.items.len(), |index| {
             // Borrowed out here: a closure in there might not be inlined, and then be compiled for the baseline.
             SCRATCH.with_borrow_mut(|scratch| {
@@ -68,6 +75,8 @@ pub(super) struct Work<'a, Q: Element, K: Element> {
     pub(super) call: &'a PagedAttention<'a, Q, K>,
     pub(super) batch: &'a Batch,
     pub(super) plan: &'a Plan,
+    /// Whether many queries are multiplied on matrix tiles.
+    on_matrix: bool,
     output: *mut Q,
     /// By part vector: what it has summed, `[padded head]`, then its reference and its total.
     parts: *mut f32,
@@ -90,9 +99,14 @@ impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
         unsafe {
             if self.item.num_vectors <= STREAM_VECTORS {
                 stream::compute::<V, Q, K>(self.work, self.item, self.scratch);
-            } else {
-                tile::compute::<V, Q, K>(self.work, self.item, self.scratch);
+                return;
             }
+            #[cfg(target_arch = "x86_64")]
+            if self.work.on_matrix {
+                matrix::compute::<Q, K>(self.work, self.item, self.scratch);
+                return;
+            }
+            tile::compute::<V, Q, K>(self.work, self.item, self.scratch);
         }
     }
 }
@@ -166,26 +180,9 @@ impl State {
         factor: f32,
         padded: usize,
     ) {
-        const VECTORS: usize = KEY_TILE / LANES;
         // SAFETY: as above.
         unsafe {
-            let reference = &mut *self.references.add(vector);
-            let scores_now: [V; VECTORS] = std::array::from_fn(|i| V::load(scores.add(i * LANES)));
-            let factors = V::splat(factor);
-            let relative = |reference: f32| {
-                let minus = V::splat(-reference);
-                std::array::from_fn::<V, VECTORS, _>(|i| scores_now[i].fma(factors, minus))
-            };
-            let mut exponents = relative(*reference);
-            let highest = exponents[0].max(exponents[1]).max(exponents[2].max(exponents[3]));
-            if highest.any_greater(V::splat(SLACK)) {
-                let highest =
-                    scores_now[0].max(scores_now[1]).max(scores_now[2].max(scores_now[3])).highest();
-                let raised = highest * factor;
-                self.rescale::<V>(vector, (*reference - raised).exp2(), padded);
-                *reference = raised;
-                exponents = relative(raised);
-            }
+            let exponents = self.exponents::<V>(vector, scores, factor, padded);
             let mut total = V::load(self.totals.add(vector * LANES));
             for (i, exponent) in exponents.into_iter().enumerate() {
                 let weight = exponent.exp2();
@@ -193,6 +190,43 @@ impl State {
                 total = total.add(weight);
             }
             total.store(self.totals.add(vector * LANES));
+        }
+    }
+
+    /// What two must be raised to for the weights of these scores; moves the vector's reference if need be.
+    #[inline(always)]
+    pub(super) unsafe fn exponents<V: Vector>(
+        &self,
+        vector: usize,
+        scores: *const f32,
+        factor: f32,
+        padded: usize,
+    ) -> [V; KEY_TILE / LANES] {
+        const VECTORS: usize = KEY_TILE / LANES;
+        // SAFETY: as above.
+        unsafe {
+            let reference = &mut *self.references.add(vector);
+            // Loops, not `array::from_fn`: what that calls might not be inlined, and then be compiled for the baseline.
+            let mut scores_now = [V::splat(0.0); VECTORS];
+            for (i, now) in scores_now.iter_mut().enumerate() {
+                *now = V::load(scores.add(i * LANES));
+            }
+            let (mut exponents, factors) = (scores_now, V::splat(factor));
+            for exponent in &mut exponents {
+                *exponent = exponent.fma(factors, V::splat(-*reference));
+            }
+            let highest = exponents[0].max(exponents[1]).max(exponents[2].max(exponents[3]));
+            if highest.any_greater(V::splat(SLACK)) {
+                let highest =
+                    scores_now[0].max(scores_now[1]).max(scores_now[2].max(scores_now[3])).highest();
+                let raised = highest * factor;
+                self.rescale::<V>(vector, (*reference - raised).exp2(), padded);
+                *reference = raised;
+                for (exponent, now) in exponents.iter_mut().zip(scores_now) {
+                    *exponent = now.fma(factors, V::splat(-raised));
+                }
+            }
+            exponents
         }
     }
 
@@ -232,8 +266,22 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
         query: *mut f32,
         sights: &mut Vec<Sight>,
     ) {
-        let heads = self.call.heads;
-        let (group, head_dim, padded) = (heads.group(), heads.head_dim, padded::<K>(heads.head_dim));
+        let (head_dim, padded) = (self.call.heads.head_dim, padded::<K>(self.call.heads.head_dim));
+        self.each_vector(item, kv_head, |vector, from, sight| {
+            // SAFETY: the caller's memory has room for all vectors of the item.
+            let into = unsafe { std::slice::from_raw_parts_mut(query.add(vector * padded), padded) };
+            into.fill(0.0);
+            for (element, x) in self.call.query[from..from + head_dim].iter().enumerate() {
+                into[place::<K>(element)] = x.widen();
+            }
+            sights.push(sight);
+        });
+    }
+
+    /// `take(number, where its query begins, what it sees)` for each of an item's vectors with one key-value head.
+    #[inline(always)]
+    pub(super) fn each_vector(&self, item: &Item, kv_head: usize, mut take: impl FnMut(usize, usize, Sight)) {
+        let (group, head_dim) = (self.call.heads.group(), self.call.heads.head_dim);
         let mut vector = 0;
         for Member { row, tokens } in self.members(item) {
             let row = self.batch.rows()[*row];
@@ -241,15 +289,9 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
                 let position = row.num_cached() + token;
                 let start = window_start(self.call.sliding_window, position);
                 for head in 0..group {
-                    let at =
+                    let from =
                         (row.start + token) * self.call.query_stride + (kv_head * group + head) * head_dim;
-                    // SAFETY: the caller's memory has room for all vectors of the item.
-                    let into = unsafe { std::slice::from_raw_parts_mut(query.add(vector * padded), padded) };
-                    into.fill(0.0);
-                    for (element, x) in self.call.query[at..at + head_dim].iter().enumerate() {
-                        into[place::<K>(element)] = x.widen();
-                    }
-                    sights.push(Sight { start, end: position + 1 });
+                    take(vector, from, Sight { start, end: position + 1 });
                     vector += 1;
                 }
             }

@@ -4,7 +4,7 @@
 //! ```text
 //! Batch   the rows of a step and their blocks, checked       ┐ once per step
 //! Plan    who computes what: items of similar cost, merges   ┘
-//! run     items: tile (many queries per key) or stream (few) → merges      per layer
+//! run     items: tile or matrix (many queries per key) or stream (few) → merges      per layer
 //! ```
 //!
 //! Rows whose block tables begin alike share those keys: their queries become one item, which reads the keys once
@@ -12,6 +12,8 @@
 
 mod batch;
 mod fast;
+#[cfg(target_arch = "x86_64")]
+mod matrix;
 mod naive;
 mod plan;
 mod stream;

@@ -184,8 +184,10 @@ impl Head {
                     weighted.add(vector * self.padded + element + second * LANES)
                 };
                 let second = usize::from(has_second);
-                let mut sums: [[V; 2]; N] =
-                    std::array::from_fn(|vector| [V::load(at(vector, 0)), V::load(at(vector, second))]);
+                let mut sums = [[V::splat(0.0); 2]; N];
+                for (vector, sums) in sums.iter_mut().enumerate() {
+                    *sums = [V::load(at(vector, 0)), V::load(at(vector, second))];
+                }
                 for key in 0..len {
                     let from = value(key);
                     self.prepare::<V, K>(from);

@@ -132,7 +132,7 @@ impl Tile {
             let mut sums = [[V::splat(0.0); C]; R];
             let mut keys = self.keys.add(column);
             for element in 0..self.padded {
-                let columns: [V; C] = std::array::from_fn(|c| V::load(keys.add(c * LANES)));
+                let columns = load_columns::<V, C>(keys);
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let q = V::splat(*query.add(r * self.padded + element));
                     for c in 0..C {
@@ -180,10 +180,13 @@ impl Tile {
         // SAFETY: as above.
         unsafe {
             let at = |r: usize, c: usize| weighted.add(r * self.padded + (column + c) * LANES);
-            let mut sums: [[V; C]; R] = std::array::from_fn(|r| std::array::from_fn(|c| V::load(at(r, c))));
+            let mut sums = [[V::splat(0.0); C]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                *sums = load_columns::<V, C>(at(r, 0));
+            }
             let mut values = self.values.add(column * LANES);
             for key in 0..self.len {
-                let columns: [V; C] = std::array::from_fn(|c| V::load(values.add(c * LANES)));
+                let columns = load_columns::<V, C>(values);
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let weight = V::splat(*self.scores.add(r * KEY_TILE + key));
                     for c in 0..C {
@@ -198,6 +201,19 @@ impl Tile {
                 }
             }
         }
+    }
+}
+
+/// A loop, not `array::from_fn`: what that calls might not be inlined, and then be compiled for the baseline.
+#[inline(always)]
+unsafe fn load_columns<V: Vector, const C: usize>(from: *const f32) -> [V; C] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut columns = [V::splat(0.0); C];
+        for (c, column) in columns.iter_mut().enumerate() {
+            *column = V::load(from.add(c * LANES));
+        }
+        columns
     }
 }
 

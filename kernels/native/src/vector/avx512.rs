@@ -8,7 +8,7 @@ use super::{EXP2, LANES, Vector};
 
 /// Sixteen floats in a register of AVX-512.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(__m512);
+pub struct Avx512(pub(crate) __m512);
 
 // SAFETY: as the trait says; `Level::Avx512` stands for F, VL, BW and DQ.
 unsafe impl Vector for Avx512 {
