@@ -68,7 +68,7 @@ def score(loaded: LoadedModel, windows: list[list[int]]) -> Scores:
     )
     scored, targets = [], []
     for window in windows:
-        hidden = model.forward(torch.tensor(window), positions, context, cache)
+        hidden = model.forward(torch.tensor(window), model.angles(positions), context, cache)
         logits = model.compute_logits(hidden[WINDOW // 2 : WINDOW - 1].contiguous())
         scored.append(logits.float().log_softmax(-1))
         targets.append(torch.tensor(window[WINDOW // 2 + 1 :]))

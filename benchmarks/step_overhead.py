@@ -31,8 +31,8 @@ from anaphora.progress import Progress
 from anaphora.wire import BlockTableDelta, Limits, RowStart, Sampling, Step
 from anaphora.worker import Worker
 from anaphora_kernels import registry
-from anaphora_kernels.embedding import cpu as embedding
 from anaphora_kernels.linear import cpu as linear
+from anaphora_kernels.recording import Recording
 from make_model import smollm2_gguf
 from report import save, table
 
@@ -81,26 +81,22 @@ class Stopwatch:
 
 @contextmanager
 def watch_kernels(stopwatch: Stopwatch) -> Iterator[None]:
-    """Every native kernel runs under the stopwatch meanwhile."""
-
-    class Plan:
-        def __init__(self, *arguments: Any) -> None:
-            self.run = stopwatch.wrap(stopwatch.wrap(new_plan)(*arguments).run)
-
-    new_plan = _native.AttentionPlan
-    functions = [(_native, name) for name in ("rms_norm", "gate_mul_rows", "rope_kv_store", "sample")]
-    functions += [(linear, "linear"), (embedding, "embedding")]
+    """Native kernels run under the stopwatch meanwhile: the recorded pass, the head and the sampling."""
+    functions: list[tuple[Any, str]] = [
+        (Recording, "run"),
+        (_native, "AttentionPlan"),
+        (_native, "sample"),
+        (linear, "linear"),
+    ]
     original = [(owner, name, getattr(owner, name)) for owner, name in functions]
     try:
         for owner, name, function in original:
             setattr(owner, name, stopwatch.wrap(function))
-        _native.AttentionPlan = Plan  # type: ignore[assignment, misc]
         registry.select.cache_clear()
         yield
     finally:
         for owner, name, function in original:
             setattr(owner, name, function)
-        _native.AttentionPlan = new_plan  # type: ignore[misc]
         registry.select.cache_clear()
 
 

@@ -1,5 +1,7 @@
 """The extension module (crate `server/native`): the console entry points, and the compiled protobuf descriptors."""
 
+from types import TracebackType
+
 DESCRIPTORS: bytes
 """The serialised `FileDescriptorSet` of `proto/*.proto`; see `anaphora.wire`."""
 
@@ -43,6 +45,22 @@ class AttentionPlan:
         sinks: int | None,  # float32
     ) -> None:
         """`kernels/native`'s paged attention of one layer."""
+
+class Program:
+    """Kernels in the order in which they ran in a `with` block, on `num_tokens` tokens; their memory holds `max_tokens`.
+
+    Each must have had a whole number of rows per token: ValueError otherwise. It runs on one thread at a time, and not
+    longer than the tensors live that were handed to the kernels.
+    """
+
+    def __init__(self, num_tokens: int, max_tokens: int) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def run(self, num_tokens: int, plans: list[AttentionPlan]) -> None:
+        """The same kernels on the first `num_tokens` tokens of the same memory; `plans` as they came up first."""
 
 def rms_norm(
     dtype: int,

@@ -32,6 +32,7 @@ from anaphora.memory import (
 )
 from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
+from anaphora.recorded_pass import RecordedPass
 from anaphora.sampler import SampledBatch, Sampler
 from anaphora.staging import Download, upload
 from anaphora.warm_up import warm_up_step
@@ -47,6 +48,7 @@ class _Configured:
     slots: Slots
     sampler: Sampler
     graphs: Graphs | None
+    recorded_pass: RecordedPass | None
 
 
 def _dtype_of(loaded: LoadedModel) -> str:
@@ -169,11 +171,14 @@ class Worker:
         if from_graph is not None:
             return from_graph
         inputs = Inputs.of(layout, upload(layout.arrays(), self.device))
+        if configured.recorded_pass is not None:
+            return configured.recorded_pass.run(inputs, layout), inputs.sample_slots
         return self._forward(configured.slots, configured.kv_cache, inputs, HostLengths.of(layout)), inputs.sample_slots
 
     def _forward(self, slots: Slots, kv_cache: KvCache, inputs: Inputs, lengths: HostLengths) -> Tensor:
         token_ids, context = slots.resolve(inputs, lengths)
-        hidden = self.loaded.model.forward(token_ids, inputs.positions, context, kv_cache)
+        model = self.loaded.model
+        hidden = model.forward(token_ids, model.angles(inputs.positions), context, kv_cache)
         return hidden.index_select(0, inputs.sample_indices)
 
     # === configure ===
@@ -218,7 +223,10 @@ class Worker:
                 slots,
                 on_progress=lambda done, total: self._progress.phase(phase, done, total, "graphs"),
             )
-        return _Configured(limits, kv_cache, slots, Sampler(limits.max_rows, vocab_size, self.device), graphs)
+        is_cpu = self.device.type == "cpu"
+        recorded = RecordedPass.of(self.loaded.model, kv_cache, slots) if is_cpu else None
+        sampler = Sampler(limits.max_rows, vocab_size, self.device)
+        return _Configured(limits, kv_cache, slots, sampler, graphs, recorded)
 
     def _warm_up(self, limits: Limits) -> int:
         """Captures the graphs and runs the largest step, with every stage of sampling: what is left for the pool."""

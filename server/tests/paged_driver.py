@@ -51,7 +51,7 @@ class Driver:
             kv_indices=kv_indices(tables, token_rows, positions, BLOCK_SIZE),
         )
         tokens = torch.tensor([token for _, tokens in batch for token in tokens])
-        hidden = self.model.forward(tokens, positions, context, self.cache)
+        hidden = self.model.forward(tokens, self.model.angles(positions), context, self.cache)
         if ends_only:
             hidden = hidden[torch.tensor(counts).cumsum(0) - 1]
         return self.model.compute_logits(hidden).float()

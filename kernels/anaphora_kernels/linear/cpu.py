@@ -10,6 +10,8 @@ import torch
 from anaphora import _native
 from torch import Tensor
 
+from anaphora_kernels.recording import empty
+
 DTYPES: Final[Mapping[torch.dtype, int]] = {torch.float32: 0, torch.bfloat16: 1}  # of tensors: numbers of `_native`
 BLOCK_COLUMNS: Final[Mapping[int, int]] = {2: 32, 3: 32, 8: 32, 12: 256, 14: 256}  # of a block, by GGUF type
 
@@ -100,7 +102,7 @@ class PackedRows:
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
     """See `anaphora_kernels.linear`."""
     x = x.contiguous()
-    out = x.new_empty(len(x), weight.shape[0])
+    out = empty((len(x), weight.shape[0]), x.dtype)
     tensors = (x.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr())
     weight.native.linear(len(x), tensors, DTYPES[x.dtype])
     return out

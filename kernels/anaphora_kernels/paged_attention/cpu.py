@@ -1,11 +1,21 @@
 """paged_attention on a CPU, by `kernels/native`: reads keys and values where they lie, shared prefixes once."""
 
-import torch
+from typing import NamedTuple
+
 from anaphora import _native
 from torch import Tensor
 
 from anaphora_kernels.native_dtypes import NUMBERS
 from anaphora_kernels.paged_attention import AttentionMetadata
+from anaphora_kernels.recording import empty
+
+
+class PlanKey(NamedTuple):
+    """What layers whose attention is planned alike have in common."""
+
+    sliding_window: int | None
+    num_heads: int
+    cache_shape: tuple[int, ...]  # [num_blocks, block_size, num_kv_heads, head_dim]
 
 
 def paged_attention(
@@ -20,14 +30,11 @@ def paged_attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """See `anaphora_kernels.paged_attention`; the cache is float32 or bfloat16, whatever the query is of the two."""
-    key = ("cpu", sliding_window, query.shape[1], key_cache.shape)
-    plan = metadata.plans.get(key)
-    if plan is None:
-        plan = metadata.plans[key] = _plan(query, key_cache, metadata, sliding_window)
+    plan = plan_for(metadata, PlanKey(sliding_window, query.shape[1], tuple(key_cache.shape)))
     if query.stride(1) != query.shape[2] or query.stride(2) != 1:
         query = query.contiguous()
     sinks = None if sinks is None else sinks.float().contiguous()  # named, so that it outlives the call
-    out = torch.empty(query.shape, dtype=query.dtype)
+    out = empty(query.shape, query.dtype)
     plan.run(
         NUMBERS[query.dtype],
         NUMBERS[key_cache.dtype],
@@ -43,15 +50,21 @@ def paged_attention(
     return out
 
 
-def _plan(
-    query: Tensor, key_cache: Tensor, metadata: AttentionMetadata, sliding_window: int | None
-) -> _native.AttentionPlan:
+def plan_for(metadata: AttentionMetadata, key: PlanKey) -> _native.AttentionPlan:
+    """The plan of a step's rows for such layers: made for the first of them."""
+    plan: _native.AttentionPlan | None = metadata.plans.get(key)
+    if plan is None:
+        plan = metadata.plans[key] = _plan(metadata, key)
+    return plan
+
+
+def _plan(metadata: AttentionMetadata, key: PlanKey) -> _native.AttentionPlan:
     tables = metadata.block_tables.contiguous()
-    num_blocks, block_size, num_kv_heads, head_dim = key_cache.shape
+    num_blocks, block_size, num_kv_heads, head_dim = key.cache_shape
     starts, contexts = metadata.query_starts, metadata.context_lengths
     return _native.AttentionPlan(
         (metadata.num_rows, tables.shape[1], tables.data_ptr(), starts.data_ptr(), contexts.data_ptr()),
-        (query.shape[1], num_kv_heads, head_dim),
+        (key.num_heads, num_kv_heads, head_dim),
         (num_blocks, block_size),
-        sliding_window,
+        key.sliding_window,
     )

@@ -1,16 +1,16 @@
 """rms_norm on a CPU, by `kernels/native`."""
 
-import torch
 from anaphora import _native
 from torch import Tensor
 
 from anaphora_kernels.native_dtypes import NUMBERS
+from anaphora_kernels.recording import empty
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, residual: Tensor | None = None) -> Tensor:
     """See `anaphora_kernels.rms_norm`."""
     x = x.contiguous()
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = empty(x.shape, x.dtype)
     rows, width = x.shape
     _native.rms_norm(
         NUMBERS[x.dtype],

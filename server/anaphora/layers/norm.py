@@ -20,8 +20,11 @@ class RmsNorm:
         self.offset = offset
         self.weight = placement.empty(size, dtype=torch.float32 if offset else None)
 
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """x [T, size] normalised. With a residual stream, x is added to it in place, and the sum normalised."""
+    def __call__(self, x: Tensor | None, residual: Tensor | None = None) -> Tensor:
+        """x [T, size] normalised. With a residual stream, x (if any) is added to it in place, and the sum normalised."""
+        if x is None:
+            x, residual = residual, None
+        assert x is not None
         return anaphora_kernels.rms_norm(x, self.weight, self.eps, residual=residual)
 
     def parts(self, name: str) -> dict[str, Part]:

@@ -4,6 +4,7 @@ To add one: a file that reads as arithmetic over `layers/`, one line in MODELS, 
 `model_config.py`. `server/tests/test_models.py` picks it up, given a tiny configuration to compare with transformers.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from anaphora.context import ForwardContext
 from anaphora.kv_cache import KvCache, KvLayout
 from anaphora.layers.parameters import Part, Placement
+from anaphora.layers.rotary import Angles
 from anaphora.model_config import ModelConfig
 
 # `ModelConfig.architecture` -> module:class in this package
@@ -30,8 +32,14 @@ class CausalLM(Protocol):
         """Memory for this rank's share of the parameters, not initialised."""
         ...
 
-    def forward(self, tokens: Tensor, positions: Tensor, context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens and their positions, [T] int64 each -> hidden states [T, hidden]; writes the KV cache."""
+    def angles(self, positions: Tensor) -> Sequence[Angles]:
+        """Rotations of positions [T] int64, one for each kind of layer: what `forward` takes."""
+        ...
+
+    def forward(
+        self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache
+    ) -> Tensor:
+        """Tokens [T] int64, and `angles` of their positions -> hidden states [T, hidden]; writes the KV cache."""
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

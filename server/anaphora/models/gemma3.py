@@ -1,6 +1,6 @@
 """Gemma 3, the text models: https://arxiv.org/abs/2503.19786.
 
-    delta = embed(tokens) * sqrt(hidden), residual = 0
+    residual = embed(tokens) * sqrt(hidden), delta = 0
     per layer:  residual += delta;  delta = norm(attention(norm(residual)));
                 residual += delta;  delta = norm(mlp(norm(residual)))
     hidden = norm(residual + delta),  logits = embed^T(hidden)
@@ -9,6 +9,7 @@ Most layers look back over a window only, with rotary frequencies of their own. 
 Equal to transformers' `Gemma3ForCausalLM`.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -33,7 +34,7 @@ class Gemma3Layer(LlamaLayer):
 
     def __call__(
         self,
-        delta: Tensor,
+        delta: Tensor | None,
         residual: Tensor,
         angles: Angles,
         context: ForwardContext,
@@ -67,14 +68,17 @@ class Gemma3ForCausalLM(LlamaForCausalLM):
         # Rounded to the model's dtype before the product, as in training: 25.25 instead of 25.298 in bfloat16.
         self.embedding_scale = torch.tensor(config.hidden_size**0.5).to(placement.dtype).item()
 
-    def forward(self, tokens: Tensor, positions: Tensor, context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens and their positions, [T] int64 each -> normalised hidden states [T, hidden]; writes the KV cache."""
-        angles = self.rotary(positions, self.dtype)
-        local_angles = self.local_rotary(positions, self.dtype)
-        delta = self.embed_tokens(tokens) * self.embedding_scale
-        residual = torch.zeros_like(delta)
+    def angles(self, positions: Tensor) -> Sequence[Angles]:
+        """Rotations of positions [T] int64: of layers that see everything, and of those with a window."""
+        return [self.rotary(positions, self.dtype), self.local_rotary(positions, self.dtype)]
+
+    def forward(
+        self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache
+    ) -> Tensor:
+        """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [T, hidden]; writes the KV cache."""
+        delta, residual = None, self.embed_tokens(tokens) * self.embedding_scale
         for index, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):
-            layer_angles = angles if window is None else local_angles
+            layer_angles = angles[0 if window is None else 1]
             delta = layer(delta, residual, layer_angles, context, kv_cache.layer(index))
         return self.norm(delta, residual)
 

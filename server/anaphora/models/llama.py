@@ -1,7 +1,7 @@
 """Llama, and what is built like it: https://arxiv.org/abs/2302.13971, https://arxiv.org/abs/2407.21783 (Llama 3),
 https://arxiv.org/abs/2310.06825 (Mistral).
 
-    delta = embed(tokens), residual = 0
+    residual = embed(tokens), delta = 0
     per layer:  residual += delta;  delta = attention(norm(residual));  residual += delta;  delta = mlp(norm(residual))
     hidden = norm(residual + delta),  logits = head(hidden)
 
@@ -10,9 +10,9 @@ Where architectures differ by a switch or a size, `ModelConfig` says so. Equal t
 `MistralForCausalLM`, which is what the tests compare with.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from anaphora.context import ForwardContext
@@ -97,7 +97,7 @@ class LlamaLayer:
 
     def __call__(
         self,
-        delta: Tensor,  # [T, hidden]: what the block before has computed
+        delta: Tensor | None,  # [T, hidden]: what the block before has computed; None before the first
         residual: Tensor,  # [T, hidden]; both blocks' inputs are added to it
         angles: Angles,
         context: ForwardContext,
@@ -133,13 +133,17 @@ class LlamaForCausalLM:
         tied = self.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = VocabParallelHead(config.vocab_size, config.hidden_size, placement, tied)
 
-    def forward(self, tokens: Tensor, positions: Tensor, context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens and their positions, [T] int64 each -> normalised hidden states [T, hidden]; writes the KV cache."""
-        angles = self.rotary(positions, self.dtype)
-        delta = self.embed_tokens(tokens)
-        residual = torch.zeros_like(delta)
+    def angles(self, positions: Tensor) -> Sequence[Angles]:
+        """Rotations of positions [T] int64."""
+        return [self.rotary(positions, self.dtype)]
+
+    def forward(
+        self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache
+    ) -> Tensor:
+        """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [T, hidden]; writes the KV cache."""
+        delta, residual = None, self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):
-            delta = layer(delta, residual, angles, context, kv_cache.layer(index))
+            delta = layer(delta, residual, angles[0], context, kv_cache.layer(index))
         return self.norm(delta, residual)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ use pyo3::{
 
 mod attention;
 mod linear;
+mod program;
 mod sampling;
 mod small;
 
@@ -90,5 +91,6 @@ pub(crate) fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
     attention::init(module)?;
     sampling::init(module)?;
     small::init(module)?;
-    linear::init(module)
+    linear::init(module)?;
+    program::init(module)
 }

@@ -1,6 +1,9 @@
 //! Packed weights, and products with them.
 
+use std::sync::Arc;
+
 use anaphora_kernels::{
+    Pool,
     linear::{self, Floats, FloatsMut, Format, Linear, Weight},
     simd::Level,
 };
@@ -9,15 +12,17 @@ use pyo3::{
     prelude::*,
 };
 
-use super::{Address, Dtype, elements, elements_mut, with_pool};
-
-/// Multiplications from which on other Python threads may run meanwhile: some tenths of a millisecond. To take the
-/// interpreter back can take longer than a short product.
-const LONG: usize = 50_000_000;
+use super::{
+    Address, Dtype,
+    attention::Planned,
+    elements, elements_mut,
+    program::{Kernel, issue},
+    with_pool,
+};
 
 /// A weight `[rows, columns]`, repacked for this machine; see `anaphora_kernels.linear`.
 #[pyclass(module = "anaphora._native")]
-struct PackedWeight(Weight);
+struct PackedWeight(Arc<Weight>);
 
 /// The names that Python has for formats: where there is one, that of the GGUF type that is held so.
 const FORMATS: [(Format, &str); 6] = [
@@ -34,7 +39,7 @@ const FORMATS: [(Format, &str); 6] = [
 impl PackedWeight {
     #[new]
     fn new(rows: usize, columns: usize) -> Self {
-        Self(Weight::new(rows, columns))
+        Self(Arc::new(Weight::new(rows, columns)))
     }
 
     /// `num_rows` rows of floats at `values`, the first of which is row `start`.
@@ -51,14 +56,16 @@ impl PackedWeight {
             known.ok_or_else(|| PyValueError::new_err(format!("there is no format {format}")))?;
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of this size and type.
         let values = unsafe { floats(values, num_rows * self.0.columns(), dtype) };
-        with_pool(|pool| self.0.pack_floats(start, values, *format, pool))?.map_err(value_error)
+        let weight = self.to_fill()?;
+        with_pool(|pool| weight.pack_floats(start, values, *format, pool))?.map_err(value_error)
     }
 
     /// Rows of GGUF blocks of type `kind`.
     fn pack_blocks(&mut self, start: usize, blocks: Address, num_bytes: usize, kind: u32) -> PyResult<()> {
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of so many bytes.
         let blocks = unsafe { elements(blocks, num_bytes) };
-        with_pool(|pool| self.0.pack_blocks(start, blocks, kind, pool))?.map_err(value_error)
+        let weight = self.to_fill()?;
+        with_pool(|pool| weight.pack_blocks(start, blocks, kind, pool))?.map_err(value_error)
     }
 
     /// `out[num_rows, rows] = x[num_rows, columns] · weightᵀ + bias`; `tensors` are x, bias and out, all of type `dtype`.
@@ -70,30 +77,19 @@ impl PackedWeight {
         dtype: Dtype,
     ) -> PyResult<()> {
         let (x, bias, out) = tensors;
-        let (rows, columns) = (self.0.rows(), self.0.columns());
-        // SAFETY: `linear/cpu.py` passes contiguous tensors of these sizes and of one type, keeps them alive during the
-        // call, and has just made `out` itself.
-        let (call, mut out) = unsafe {
-            let x = floats(x, num_rows * columns, dtype);
-            let bias = bias.map(|bias| floats(bias, rows, dtype));
-            (Linear { x, weight: &self.0, bias }, floats_mut(out, num_rows * rows, dtype))
-        };
-        let mut run = || with_pool(|pool| linear::linear(&call, &mut out, pool, Level::best()));
-        let is_long = num_rows * rows * columns >= LONG;
-        if is_long { py.detach(run) } else { run() }?.map_err(value_error)
+        issue(py, num_rows, Product { weight: Arc::clone(&self.0), x, bias, out, dtype })
     }
 
     /// `out[i] = weight[indices[i]]`.
-    fn unpack_rows(&self, num_indices: usize, indices: Address, out: Address, dtype: Dtype) -> PyResult<()> {
-        // SAFETY: `embedding/cpu.py` passes contiguous tensors of these sizes and types, and has just made `out` itself.
-        let (indices, mut out) = unsafe {
-            (elements::<i64>(indices, num_indices), floats_mut(out, num_indices * self.0.columns(), dtype))
-        };
-        let rows = self.0.rows();
-        if let Some(index) = indices.iter().find(|&&index| index < 0 || index as usize >= rows) {
-            return Err(PyIndexError::new_err(format!("row {index} of a weight of {rows} rows")));
-        }
-        self.0.unpack_rows(indices, &mut out).map_err(value_error)
+    fn unpack_rows(
+        &self,
+        py: Python<'_>,
+        num_indices: usize,
+        indices: Address,
+        out: Address,
+        dtype: Dtype,
+    ) -> PyResult<()> {
+        issue(py, num_indices, Lookup { weight: Arc::clone(&self.0), indices, out, dtype })
     }
 
     #[getter]
@@ -116,6 +112,68 @@ impl PackedWeight {
     fn formats(&self) -> Vec<&'static str> {
         let formats = self.0.formats();
         FORMATS.iter().filter(|(format, _)| formats.contains(format)).map(|(_, name)| *name).collect()
+    }
+}
+
+impl PackedWeight {
+    fn to_fill(&mut self) -> PyResult<&mut Weight> {
+        let in_use =
+            || PyValueError::new_err("a weight that a program multiplies with cannot be packed again");
+        Arc::get_mut(&mut self.0).ok_or_else(in_use)
+    }
+}
+
+struct Product {
+    weight: Arc<Weight>,
+    x: Address,
+    bias: Option<Address>,
+    out: Address,
+    dtype: Dtype,
+}
+
+impl Kernel for Product {
+    fn work_per_row(&self) -> usize {
+        self.weight.rows() * self.weight.columns() / 256
+    }
+
+    #[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
+    fn run(&self, num_rows: usize, _: &[Arc<Planned>], pool: &Pool) -> PyResult<()> {
+        let (rows, columns) = (self.weight.rows(), self.weight.columns());
+        // SAFETY: `linear/cpu.py` passes contiguous tensors of these sizes and of one type, keeps them alive during the
+        // call, and has just made `out` itself.
+        let (call, mut out) = unsafe {
+            let x = floats(self.x, num_rows * columns, self.dtype);
+            let bias = self.bias.map(|bias| floats(bias, rows, self.dtype));
+            (Linear { x, weight: &self.weight, bias }, floats_mut(self.out, num_rows * rows, self.dtype))
+        };
+        linear::linear(&call, &mut out, pool, Level::best()).map_err(value_error)
+    }
+}
+
+struct Lookup {
+    weight: Arc<Weight>,
+    indices: Address,
+    out: Address,
+    dtype: Dtype,
+}
+
+impl Kernel for Lookup {
+    fn work_per_row(&self) -> usize {
+        self.weight.columns()
+    }
+
+    #[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
+    fn run(&self, num_rows: usize, _: &[Arc<Planned>], _: &Pool) -> PyResult<()> {
+        // SAFETY: `embedding/cpu.py` passes contiguous tensors of these sizes and types, and has just made `out` itself.
+        let (indices, mut out) = unsafe {
+            let out = floats_mut(self.out, num_rows * self.weight.columns(), self.dtype);
+            (elements::<i64>(self.indices, num_rows), out)
+        };
+        let rows = self.weight.rows();
+        if let Some(index) = indices.iter().find(|&&index| index < 0 || index as usize >= rows) {
+            return Err(PyIndexError::new_err(format!("row {index} of a weight of {rows} rows")));
+        }
+        self.weight.unpack_rows(indices, &mut out).map_err(value_error)
     }
 }
 

@@ -1,0 +1,62 @@
+"""The forward pass of a worker on a CPU as one call: see `anaphora_kernels.recording`."""
+
+import torch
+from anaphora_kernels import AttentionMetadata
+from anaphora_kernels.paged_attention.cpu import plan_for
+from anaphora_kernels.recording import RECORDED_TOKENS, NotRecordableError, Recording
+from torch import Tensor
+
+from anaphora.batch import HostLengths, Inputs, Layout, Slots
+from anaphora.context import ForwardContext
+from anaphora.kv_cache import KvCache
+from anaphora.models import CausalLM
+
+
+class RecordedPass:
+    """A model's forward pass over one KV pool, recorded."""
+
+    def __init__(self, model: CausalLM, kv_cache: KvCache, slots: Slots) -> None:
+        """Raises NotRecordableError if the model computes something by torch itself."""
+        max_tokens = max(slots.limits.max_step_tokens, RECORDED_TOKENS)
+        self._model = model
+        self._slots = slots
+        self._tokens = torch.zeros(max_tokens, dtype=torch.int64)
+        self._kv_indices = torch.full((max_tokens,), slots.scratch_cell)
+        self._angles = model.angles(torch.zeros(max_tokens, dtype=torch.int64))
+
+        # Rows of one token each, in the scratch block.
+        attention = AttentionMetadata.build(
+            torch.full((RECORDED_TOKENS, 1), slots.num_blocks, dtype=torch.int32),
+            [1] * RECORDED_TOKENS,
+            [1] * RECORDED_TOKENS,
+        )
+        context = ForwardContext(attention, self._kv_indices[:RECORDED_TOKENS])
+
+        def launch() -> Tensor:
+            first = [(cos[:RECORDED_TOKENS], sin[:RECORDED_TOKENS]) for cos, sin in self._angles]
+            return model.forward(self._tokens[:RECORDED_TOKENS], first, context, kv_cache)
+
+        self._recording = Recording(launch, max_tokens)
+        self._plans = list(attention.plans)
+        hidden = self._recording.result
+        self._hidden = hidden.as_strided((max_tokens, hidden.shape[1]), hidden.stride())
+
+    @classmethod
+    def of(cls, model: CausalLM, kv_cache: KvCache, slots: Slots) -> "RecordedPass | None":
+        """None for a model that cannot be recorded."""
+        try:
+            return cls(model, kv_cache, slots)
+        except NotRecordableError:
+            return None
+
+    def run(self, inputs: Inputs, layout: Layout) -> Tensor:
+        """Hidden states [S, hidden] of what samples."""
+        token_ids, context = self._slots.resolve(inputs, HostLengths.of(layout))
+        num_tokens = len(token_ids)
+        self._tokens[:num_tokens] = token_ids
+        self._kv_indices[:num_tokens] = inputs.kv_indices
+        for to, angles in zip(self._angles, self._model.angles(inputs.positions), strict=True):
+            for part, values in zip(to, angles, strict=True):
+                part[:num_tokens] = values
+        self._recording.run(num_tokens, [plan_for(context.attention, key) for key in self._plans])
+        return self._hidden.index_select(0, inputs.sample_indices)
