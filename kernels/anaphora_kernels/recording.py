@@ -46,7 +46,7 @@ class Recording(Generic[Result]):
         self._program = _native.Program(RECORDED_TOKENS, max_tokens)
         token = _ARENA.set(self._arena)
         try:
-            with _NativeKernelsOnly(), self._program:
+            with _NativeKernelsOnly(), self._program:  # type: ignore[no-untyped-call]
                 self.result = launch()  # in memory that every run writes anew
         finally:
             _ARENA.reset(token)
@@ -87,7 +87,7 @@ class _Arena:
         return self._blocks[-1]
 
 
-class _NativeKernelsOnly(TorchDispatchMode):
+class _NativeKernelsOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what torch would compute."""
 
     def __torch_dispatch__(

@@ -47,7 +47,7 @@ class AttentionPlan:
         """`kernels/native`'s paged attention of one layer."""
 
 class Program:
-    """Kernels in the order in which they ran in a `with` block, on `num_tokens` tokens; their memory holds `max_tokens`.
+    """Kernels in the order in which they ran in a `with` block, on `num_tokens` tokens; memory is for `max_tokens`.
 
     Each must have had a whole number of rows per token: ValueError otherwise. It runs on one thread at a time, and not
     longer than the tensors live that were handed to the kernels.

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from anaphora.batch import Slots
 from anaphora.errors import InvalidRequestError, InvalidStepError, NotConfiguredError, PoolSizeError, ShardError
+from anaphora.kv_cache import KvCache
 from anaphora.loader import LoadedModel, load_model
 from anaphora.parallel import ParallelGroup
 from anaphora.progress import Progress
+from anaphora.recorded_pass import RecordedPass
 from anaphora.wire import BlockTableDelta, Limits, RowStart, Sampling, Step
 from anaphora.worker import PendingResult, Worker
 from paged_driver import Driver
@@ -55,6 +58,14 @@ def run(
 ) -> list[list[int]]:
     driver.run(lambda step: launch(worker, step), sequences, chunk=chunk, in_flight=in_flight)
     return [sequence.outputs for sequence in sequences]
+
+
+def test_a_llama_is_one_recorded_call_on_a_cpu(tiny_llama: LoadedModel) -> None:
+    cpu = torch.device("cpu")
+    kv_cache = KvCache(tiny_llama.kv_layout, NUM_BLOCKS, LIMITS.block_size, cpu)
+    slots = Slots(LIMITS, NUM_BLOCKS, tiny_llama.config.vocab_size, cpu)
+    with torch.inference_mode():
+        assert RecordedPass.of(tiny_llama.model, kv_cache, slots) is not None
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])

@@ -39,9 +39,11 @@ impl Element for Bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-        // Rounding up must not turn a NaN into an infinity.
-        Self(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 })
+        let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1));
+        // Rounding up must not turn a NaN into an infinity. Compared as integers, so that the compiler does not branch and
+        // turns loops over this into vectors.
+        let is_nan = bits & 0x7FFF_FFFF > 0x7F80_0000;
+        Self(((if is_nan { bits | 0x0040_0000 } else { rounded }) >> 16) as u16)
     }
 }
 

@@ -36,9 +36,7 @@ class CausalLM(Protocol):
         """Rotations of positions [T] int64, one for each kind of layer: what `forward` takes."""
         ...
 
-    def forward(
-        self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache) -> Tensor:
         """Tokens [T] int64, and `angles` of their positions -> hidden states [T, hidden]; writes the KV cache."""
         ...
 

@@ -72,9 +72,7 @@ class Gemma3ForCausalLM(LlamaForCausalLM):
         """Rotations of positions [T] int64: of layers that see everything, and of those with a window."""
         return [self.rotary(positions, self.dtype), self.local_rotary(positions, self.dtype)]
 
-    def forward(
-        self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache) -> Tensor:
         """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [T, hidden]; writes the KV cache."""
         delta, residual = None, self.embed_tokens(tokens) * self.embedding_scale
         for index, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):

@@ -137,9 +137,7 @@ class LlamaForCausalLM:
         """Rotations of positions [T] int64."""
         return [self.rotary(positions, self.dtype)]
 
-    def forward(
-        self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache) -> Tensor:
         """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [T, hidden]; writes the KV cache."""
         delta, residual = None, self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):

@@ -160,7 +160,15 @@ pub(super) fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, 
             largest[lane] = if magnitude > largest[lane] { magnitude } else { largest[lane] };
         }
     }
-    let largest = largest.into_iter().fold(0.0f32, |a, b| if b > a { b } else { a });
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = largest[lane + width];
+            largest[lane] = if other > largest[lane] { other } else { largest[lane] };
+        }
+        width /= 2;
+    }
+    let largest = largest[0];
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     let mut rounded = [0i32; BLOCK];
     for (to, value) in rounded.iter_mut().zip(block) {

@@ -185,7 +185,7 @@ impl<'a> Emit<'a> {
                     (0..len).for_each(|lane| output.get().add(at + lane).write(sums[lane]));
                 }
                 Output::Bf16(output) if len == PANEL => {
-                    // Not by `map`, which the compiler leaves as sixteen calls.
+                    // Not by `map`, which the compiler might leave as sixteen calls.
                     let mut rounded = [0; PANEL];
                     for lane in 0..PANEL {
                         rounded[lane] = f32_to_bf16(sums[lane]);

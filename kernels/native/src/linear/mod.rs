@@ -32,6 +32,8 @@ pub use fast::linear;
 pub use naive::linear_naive;
 pub use weight::{Format, PackError, Weight};
 
+use crate::{Bf16, Element};
+
 /// Rows of a weight that are stored side by side.
 const PANEL: usize = 16;
 /// Columns that share a scale.
@@ -163,14 +165,10 @@ impl Linear<'_> {
 
 #[inline(always)]
 fn bf16_to_f32(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
+    Bf16(bits).widen()
 }
 
-/// To the nearest, ties to even; NaN stays NaN.
 #[inline(always)]
 fn f32_to_bf16(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-    let quiet = bits | 0x0040_0000;
-    ((if value.is_nan() { quiet } else { rounded }) >> 16) as u16
+    Bf16::narrow(value).0
 }

@@ -18,6 +18,8 @@ use crate::{
 
 /// -2^100: a score that no real score is as low as, from which differences are finite, and whose products are exact.
 pub(super) const MASKED: f32 = f32::from_bits(0xF180_0000);
+/// Elements of a head that are joined at a time: whole chunks of [`place`], and most heads.
+const STRETCH: usize = 64;
 /// How far above a row's reference a score may be, in powers of two, before the reference moves: `2^SLACK` is small enough
 /// for any sum, and most tiles need no rescaling (FlashAttention-4).
 const SLACK: f32 = 12.0;
@@ -394,6 +396,7 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
     }
 
     /// Joins (weighted sum, reference, total) of one query vector, adds the sink, normalises, and writes to the output.
+    #[inline(always)]
     unsafe fn write<'p>(
         &self,
         row: usize,
@@ -405,17 +408,25 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
         let head = kv_head * heads.group() + head;
         let sink = self.call.sinks.map_or(MASKED, |sinks| sinks[head] * std::f32::consts::LOG2_E);
         let highest = parts.clone().map(|(_, reference, _)| reference).fold(sink, f32::max);
-        let total: f32 =
-            parts.clone().map(|(_, reference, total)| (reference - highest).exp2() * total).sum();
-        let total = total + (sink - highest).exp2();
+        let share = |reference: f32| (reference - highest).exp2();
+        let total: f32 = parts.clone().map(|(_, reference, total)| share(reference) * total).sum();
+        let total = total + share(sink);
         let at = ((self.batch.rows()[row].start + token) * heads.num_heads + head) * heads.head_dim;
         // SAFETY: the batch and the output were checked against each other; nobody else writes this vector.
         let out = unsafe { std::slice::from_raw_parts_mut(self.output.add(at), heads.head_dim) };
-        for (element, out) in out.iter_mut().enumerate() {
-            let weighted = |(weighted, reference, _): (&[f32], f32, f32)| {
-                (reference - highest).exp2() / total * weighted[place::<K>(element)]
-            };
-            *out = Q::narrow(parts.clone().map(weighted).sum());
+        // A stretch of elements at a time, so that a part's share is computed once for all of them.
+        for (index, out) in out.chunks_mut(STRETCH).enumerate() {
+            let mut sums = [0.0f32; STRETCH];
+            for (weighted, reference, _) in parts.clone() {
+                let factor = share(reference) / total;
+                let weighted = &weighted[index * STRETCH..];
+                for (sum, weighted) in sums.iter_mut().zip(weighted) {
+                    *sum += factor * weighted;
+                }
+            }
+            for (element, out) in out.iter_mut().enumerate() {
+                *out = Q::narrow(sums[place::<K>(element)]);
+            }
         }
     }
 }
