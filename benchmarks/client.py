@@ -76,10 +76,12 @@ def make_prompt(num_words: int, seed: int) -> str:
 
 
 def connect() -> aiohttp.ClientSession:
-    """A client without limits of its own: the server's queue is what is measured."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None, sock_read=1800)
-    )
+    """A client without limits of its own: the server's queue is what is measured.
+
+    A connection for each request: some servers close those that they keep without saying so.
+    """
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_read=1800))
 
 
 async def complete(session: aiohttp.ClientSession, target: Target, prompt: str, max_tokens: int) -> Timing:

@@ -83,10 +83,19 @@ def _vllm(launch: Launch) -> list[str]:
 
 def _llamacpp(launch: Launch) -> list[str]:
     # One pool of KV cells for all 32 sequences, each of which may use the whole context.
-    slots = ["--parallel", "32", "--kv-unified", "--ctx-size", str(max(launch.context, 32768))]
-    flags = ["--threads", str(os.cpu_count() or 1), "--flash-attn", "on", "--no-webui"]
+    context = ["--ctx-size", str(max(launch.context, 32768))]
+    slots = ["--parallel", "32", "--kv-unified"]
+    flags = [*slots, "--threads", str(os.cpu_count() or 1), "--flash-attn", "on", "--no-webui"]
     address = ["--host", "127.0.0.1", "--port", str(launch.port)]
-    return [str(launch.python.with_name("llama-server")), "--model", str(launch.model), *slots, *flags, *address]
+    return [
+        str(launch.python.with_name("llama-cpp-server")),
+        "--model",
+        str(launch.model),
+        *address,
+        *context,
+        "--",
+        *flags,
+    ]
 
 
 PEERS: dict[str, Peer] = {

@@ -1,4 +1,4 @@
-"""A recorded pass gives what its kernels give one by one, for every number of tokens, and refuses what it would miss."""
+"""A recorded pass gives what its kernels give one by one, for any number of tokens, and refuses what it would miss."""
 
 import anaphora_kernels
 import pytest

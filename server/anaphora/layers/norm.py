@@ -21,7 +21,7 @@ class RmsNorm:
         self.weight = placement.empty(size, dtype=torch.float32 if offset else None)
 
     def __call__(self, x: Tensor | None, residual: Tensor | None = None) -> Tensor:
-        """x [T, size] normalised; with a residual stream, x (if any) is added to it in place, and the sum normalised."""
+        """x [T, size] normalised; with a residual stream, x (if any) is added to it in place, and the sum taken."""
         if x is None:
             x, residual = residual, None
         assert x is not None

@@ -56,7 +56,7 @@ impl PackedWeight {
             known.ok_or_else(|| PyValueError::new_err(format!("there is no format {format}")))?;
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of this size and type.
         let values = unsafe { floats(values, num_rows * self.0.columns(), dtype) };
-        let weight = self.to_fill()?;
+        let weight = self.fillable()?;
         with_pool(|pool| weight.pack_floats(start, values, *format, pool))?.map_err(value_error)
     }
 
@@ -64,7 +64,7 @@ impl PackedWeight {
     fn pack_blocks(&mut self, start: usize, blocks: Address, num_bytes: usize, kind: u32) -> PyResult<()> {
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of so many bytes.
         let blocks = unsafe { elements(blocks, num_bytes) };
-        let weight = self.to_fill()?;
+        let weight = self.fillable()?;
         with_pool(|pool| weight.pack_blocks(start, blocks, kind, pool))?.map_err(value_error)
     }
 
@@ -116,7 +116,7 @@ impl PackedWeight {
 }
 
 impl PackedWeight {
-    fn to_fill(&mut self) -> PyResult<&mut Weight> {
+    fn fillable(&mut self) -> PyResult<&mut Weight> {
         let in_use =
             || PyValueError::new_err("a weight that a program multiplies with cannot be packed again");
         Arc::get_mut(&mut self.0).ok_or_else(in_use)

@@ -59,7 +59,7 @@ pub(super) fn issue(py: Python<'_>, rows: usize, kernel: impl Kernel) -> PyResul
 pub(super) fn record(rows: usize, kernel: impl Kernel) -> PyResult<()> {
     RECORDING.with_borrow_mut(|recording| {
         let Some(recording) = recording else { return Ok(()) };
-        if rows == 0 || rows % recording.num_tokens != 0 {
+        if rows == 0 || !rows.is_multiple_of(recording.num_tokens) {
             let message = format!("{rows} rows in a recording of {} tokens", recording.num_tokens);
             return Err(PyValueError::new_err(message));
         }
