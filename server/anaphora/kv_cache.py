@@ -7,6 +7,8 @@ NaN in there). Who owns which block is the router's knowledge alone; the last on
 write there.
 """
 
+import math
+import mmap
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,11 +53,9 @@ class KvCache:
         self.layout = layout
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.pool = torch.empty(
-            (layout.num_layers, 2, num_blocks + 1, block_size, layout.num_kv_heads, layout.head_dim),
-            dtype=layout.dtype,
-            device=device,
-        )
+        shape = (layout.num_layers, 2, num_blocks + 1, block_size, layout.num_kv_heads, layout.head_dim)
+        on_cpu = device.type == "cpu"
+        self.pool = _host_pool(shape, layout.dtype) if on_cpu else torch.empty(shape, dtype=layout.dtype, device=device)
         # e4m3 has as many digits at any magnitude up to 448, so that a scale of 1 does.
         scale = torch.ones(layout.num_kv_heads, device=device) if layout.is_fp8 else None
         # Made once: slicing the pool in every layer of every step would cost more than small kernels do.
@@ -68,3 +68,14 @@ class KvCache:
     def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
         """Copies blocks `sources` over blocks `destinations` ([n] int64 each), in every layer."""
         anaphora_kernels.copy_blocks(self.pool, sources, destinations)
+
+
+def _host_pool(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory that no page of exists until it is written to; in huge pages where there are such.
+
+    A decode reads a few kilobytes here and there: with small pages, translating addresses takes as long as reading.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -50,7 +50,7 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
     ]);
     let all = State { weighted, totals, references };
     let mut sights = Vec::with_capacity(total_vectors);
-    let mut cells = [0; KEY_TILE];
+    let mut next_cells = [0; KEY_TILE];
     let row = work.members(item)[0].row;
     // SAFETY: the lengths above; the caller's promise about `V` and the batch.
     unsafe {
@@ -58,15 +58,27 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
         for (index, kv_head) in item.kv_heads.clone().enumerate() {
             work.gather(item, kv_head, query.add(index * N * padded), &mut sights);
         }
+        let tile = |begin: usize| begin..(begin + KEY_TILE).min(item.keys.end);
+        if !item.keys.is_empty() {
+            work.batch.cells(row, tile(item.keys.start), &mut next_cells);
+        }
         for begin in item.keys.clone().step_by(KEY_TILE) {
-            let range = begin..(begin + KEY_TILE).min(item.keys.end);
-            work.batch.cells(row, range.clone(), &mut cells);
+            let range = tile(begin);
+            let cells = next_cells;
+            if range.end < item.keys.end {
+                work.batch.cells(row, tile(range.end), &mut next_cells);
+            }
             for (index, kv_head) in item.kv_heads.clone().enumerate() {
                 let state = all.skip(index * N, padded);
                 let at = |cell: usize| (cell * heads.num_kv_heads + kv_head) * heads.head_dim;
                 let head = Head { head_dim: heads.head_dim, padded, tail };
                 let keys = work.call.key_cache.as_ptr();
-                head.scores::<V, K, N>(query.add(index * N * padded), |key| keys.add(at(cells[key])), scores);
+                head.scores::<V, K, N>(
+                    query.add(index * N * padded),
+                    |key| keys.add(at(cells[key])),
+                    |key| keys.add(at(next_cells[key])),
+                    scores,
+                );
                 for (vector, &sight) in sights.iter().take(N).enumerate() {
                     let scores = scores.add(vector * KEY_TILE);
                     let is_whole = sight.start <= range.start && sight.end >= range.start + KEY_TILE;
@@ -79,6 +91,7 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
                 head.accumulate::<V, K, N>(
                     scores,
                     |key| values.add(at(cells[key])),
+                    |key| values.add(at(next_cells[key])),
                     range.len(),
                     state.weighted,
                 );
@@ -126,12 +139,22 @@ impl Head {
         }
     }
 
+    /// Has a key or value of the next tile brought nearer: blocks lie anywhere, so that the processor cannot foresee it.
+    #[inline(always)]
+    unsafe fn prefetch<V: Vector, K: Element>(&self, next: *const K) {
+        for at in (0..self.head_dim * size_of::<K>()).step_by(64) {
+            // SAFETY: nothing is read.
+            unsafe { V::prefetch(next.cast::<u8>().wrapping_add(at)) };
+        }
+    }
+
     /// `[N, KEY_TILE]` scores.
     #[inline(always)]
     unsafe fn scores<V: Vector, K: Element, const N: usize>(
         &self,
         query: *const f32,
         key: impl Fn(usize) -> *const K,
+        next: impl Fn(usize) -> *const K,
         scores: *mut f32,
     ) {
         let chunk_len = if K::IS_HALF { 2 * LANES } else { LANES };
@@ -141,6 +164,7 @@ impl Head {
                 let mut rows = [[V::splat(0.0); LANES]; N];
                 for lane in 0..LANES {
                     let from = key(column + lane);
+                    self.prefetch::<V, K>(next(column + lane));
                     self.prepare::<V, K>(from);
                     let mut sums = [V::splat(0.0); N];
                     for element in (0..self.padded).step_by(chunk_len) {
@@ -170,6 +194,7 @@ impl Head {
         &self,
         weights: *const f32,
         value: impl Fn(usize) -> *const K,
+        next: impl Fn(usize) -> *const K,
         len: usize,
         weighted: *mut f32,
     ) {
@@ -190,6 +215,9 @@ impl Head {
                 }
                 for key in 0..len {
                     let from = value(key);
+                    if element == 0 {
+                        self.prefetch::<V, K>(next(key));
+                    }
                     self.prepare::<V, K>(from);
                     let (low, mut high) = self.chunk::<V, K>(from, element);
                     if !K::IS_HALF && has_second {

@@ -108,6 +108,10 @@ unsafe impl Vector for Avx2 {
         Self(Self::exp2_half(self.0), Self::exp2_half(self.1))
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[inline(always)]
     unsafe fn halves(self) -> (Self, Self) {
         let ((a, b), (c, d)) = (Self::halves_of(self.0), Self::halves_of(self.1));
         (Self(a, c), Self(b, d))

@@ -65,6 +65,10 @@ unsafe impl Vector for Avx512 {
         Self(_mm512_scalef_ps(p, _mm512_sub_ps(self.0, r)))
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+    #[inline(always)]
     unsafe fn halves(self) -> (Self, Self) {
         let words = _mm512_castps_si512(self.0);
         let upper = _mm512_and_si512(words, _mm512_set1_epi32(0xFFFF_0000_u32 as i32));

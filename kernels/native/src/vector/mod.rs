@@ -57,6 +57,8 @@ pub unsafe trait Vector: Copy {
     unsafe fn any_greater(self, other: Self) -> bool;
     /// `2^self`, relative error 2e-7; 0, or at most 2^-125, from -126 down; infinite or wrong above 127.
     unsafe fn exp2(self) -> Self;
+    /// Has the line at `at` brought nearer, which may be anywhere.
+    unsafe fn prefetch(at: *const u8);
     /// Lanes as 32-bit words of two bfloat16 each: the lower halves and the upper ones, widened.
     unsafe fn halves(self) -> (Self, Self);
     /// Row `i`, lane `j` becomes row `j`, lane `i`.

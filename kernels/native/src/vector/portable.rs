@@ -73,6 +73,8 @@ unsafe impl Vector for Portable {
         }))
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn halves(self) -> (Self, Self) {
         let words = self.0.map(f32::to_bits);
         (Self(words.map(|w| f32::from_bits(w << 16))), Self(words.map(|w| f32::from_bits(w & 0xFFFF_0000))))
