@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from anaphora import _native
 from anaphora_kernels import AttentionMetadata, paged_attention
+from floors import Floors
 from report import save, table
 
 BLOCK_SIZE = 16
@@ -73,21 +73,6 @@ def prepare(case: Case, dtype: torch.dtype, implementation: str) -> tuple[Callab
     return run, 4.0 * pairs * num_heads * head_dim, 2.0 * tokens * num_kv_heads * head_dim * dtype.itemsize
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Of one call."""
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def floors() -> tuple[Callable[[], object], float, Callable[[], object], float]:
-    """A product and its operations, a read and its bytes."""
-    size = 2048
-    left, right = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
-    memory = torch.ones(64 << 20, dtype=torch.float32)
-    return lambda: left @ right, 2.0 * size**3, memory.sum, 4.0 * memory.numel()
-
-
 def main() -> None:
     """One table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,24 +82,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     _native.set_num_threads(options.num_threads)
-    product, operations, read, num_bytes = floors()
+    floors = Floors.of_this_machine()
     rows: list[dict[str, Any]] = []
     for case in CASES:
         for name, dtype in DTYPES.items():
             run, case_operations, case_bytes = prepare(case, dtype, options.implementation)
-            run(), product(), read()
-            times = [(seconds(run), seconds(product), seconds(read)) for _ in range(options.repeats)]
-            best, best_product, best_read = (min(column) for column in zip(*times, strict=True))
+            times, operations_per_second, bytes_per_second = floors.time_beside(run, options.repeats)
+            best = min(times)
             rows.append(
                 {
                     "case": case.name,
                     "dtype": name,
                     "best_ms": best * 1e3,
-                    "median_ms": median(column[0] for column in times) * 1e3,
+                    "median_ms": median(times) * 1e3,
                     "gflops": case_operations / best / 1e9,
-                    "of_product": case_operations / best / (operations / best_product),
+                    "of_product": case_operations / best / operations_per_second,
                     "gbytes": case_bytes / best / 1e9,
-                    "of_read": case_bytes / best / (num_bytes / best_read),
+                    "of_read": case_bytes / best / bytes_per_second,
                 }
             )
     header = ["case", "dtype", "best ms", "median ms", "GFLOP/s", "of a product", "GB/s", "of a read"]

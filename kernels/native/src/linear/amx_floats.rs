@@ -8,6 +8,8 @@
 #![expect(unsafe_code, reason = "pointers into slices whose lengths `fast.rs` has checked")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+
 use super::{
     PANEL,
     activations::Halves,
@@ -52,7 +54,8 @@ pub(super) unsafe fn multiply(x: &Halves<'_>, segment: &Segment, span: &Span, em
             }
             let call = Call { x, segment, row, panel };
             match (heights[1] > 0, panels) {
-                (true, 2) => call.square(&mut scratch),
+                (true, 2) if num_rows <= 2 * ROWS => call.square::<true>(&mut scratch),
+                (true, 2) => call.square::<false>(&mut scratch),
                 (true, _) => call.column(&mut scratch),
                 (false, 4) => call.row::<4>(&mut scratch),
                 (false, 3) => call.row::<3>(&mut scratch),
@@ -101,9 +104,9 @@ impl Call<'_> {
         lines.add((self.panel + offset) * self.segment.stride).cast()
     }
 
-    /// Two tiles of rows by two panels.
+    /// Two tiles of rows by two panels; `ONCE`: there are no more rows, and the panels come from memory.
     #[inline(always)]
-    unsafe fn square(&self, scratch: &mut [Block]) {
+    unsafe fn square<const ONCE: bool>(&self, scratch: &mut [Block]) {
         let (upper, lower, stride) = (self.rows(0), self.rows(1), self.x.columns * 2);
         let (left, right) = (self.lines(0), self.lines(1));
         amx::zero::<0>();
@@ -111,6 +114,10 @@ impl Call<'_> {
         amx::zero::<2>();
         amx::zero::<3>();
         for step in 0..self.x.columns / COLUMNS {
+            if ONCE {
+                prefetch(left, step);
+                prefetch(right, step);
+            }
             amx::load::<6>(left.add(step * STEP_BYTES), 64);
             amx::load::<4>(upper.add(step * ROW_BYTES), stride);
             amx::multiply_bf16::<0, 4, 6>();
@@ -156,10 +163,7 @@ impl Call<'_> {
         for step in 0..self.x.columns / COLUMNS {
             amx::load::<4>(rows.add(step * ROW_BYTES), stride);
             for lines in lines {
-                for line in 0..STEP_BYTES / 64 {
-                    let ahead = lines.wrapping_add(step * STEP_BYTES + line * 64 + PREFETCH);
-                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead.cast());
-                }
+                prefetch(lines, step);
             }
             amx::load::<6>(lines[0].add(step * STEP_BYTES), 64);
             amx::multiply_bf16::<0, 4, 6>();
@@ -180,6 +184,15 @@ impl Call<'_> {
         store::<1>(scratch, 1);
         store::<2>(scratch, 2);
         store::<3>(scratch, 3);
+    }
+}
+
+/// Has a panel's lines fetched some steps ahead.
+#[inline(always)]
+unsafe fn prefetch(lines: *const u8, step: usize) {
+    for line in 0..STEP_BYTES / 64 {
+        let ahead = lines.wrapping_add(step * STEP_BYTES + line * 64 + PREFETCH);
+        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
     }
 }
 

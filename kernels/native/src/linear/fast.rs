@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// Activations that are multiplied with a panel before the next is read.
-const SPAN_BYTES: usize = 512 * 1024;
+const SPAN_BYTES: usize = 640 * 1024;
 /// Panels are handed out a few at a time, at least so many bytes of them.
 const MIN_ITEM_BYTES: usize = 32 * 1024;
 /// And at most so many shares to a thread.
 const SHARES: usize = 8;
-/// The tiles of floats take so many panels.
-const PANEL_GROUP: usize = 4;
+/// The tiles of floats take so many panels, or a multiple.
+const PANEL_GROUP: usize = 2;
 
 /// `output = x · weightᵀ + bias`, on the threads of `pool`.
 ///
@@ -61,19 +61,23 @@ struct Item {
 
 fn items(call: &Linear<'_>, num_rows: usize, num_threads: usize) -> Vec<Item> {
     let segments = call.weight.segments();
-    let lines: usize = segments.iter().map(|segment| segment.lines.len()).sum();
-    let share = (lines * size_of::<Line>() / (num_threads * SHARES)).max(MIN_ITEM_BYTES);
-    let max_rows = (SPAN_BYTES / (4 * call.weight.columns())).next_multiple_of(3 * STRIP);
+    let element_bytes = if matches!(call.x, Floats::Bf16(_)) { 2 } else { 4 };
+    let max_rows = (SPAN_BYTES / (element_bytes * call.weight.columns())).max(1);
+    // Spans of equal length: a short one at the end would read the weights for next to nothing.
+    let span = num_rows.div_ceil(num_rows.div_ceil(max_rows).max(1)).next_multiple_of(3 * STRIP);
     let mut items = Vec::new();
-    for first in (0..num_rows).step_by(max_rows) {
-        let rows = first..(first + max_rows).min(num_rows);
+    for first in (0..num_rows).step_by(span.max(1)) {
+        let rows = first..(first + span).min(num_rows);
         for (index, segment) in segments.iter().enumerate() {
             let panels = segment.rows.div_ceil(PANEL);
-            let panel_bytes = segment.stride * size_of::<Line>();
+            let bytes = segment.lines.len() * size_of::<Line>();
             // With many rows an item is long enough with a few panels.
-            let few =
-                if num_threads == 1 { panels } else { (share / (panel_bytes * rows.len().min(8))).max(1) };
-            let few = few.next_multiple_of(PANEL_GROUP);
+            let long_enough = (bytes * rows.len().min(8) / MIN_ITEM_BYTES).clamp(1, num_threads * SHARES);
+            let group = if segment.format.is_quantised() { 1 } else { PANEL_GROUP };
+            let few = match num_threads {
+                1 => panels,
+                _ => (panels / long_enough.next_multiple_of(num_threads) / group).max(1) * group,
+            };
             items.extend((0..panels).step_by(few).map(|panel| Item {
                 segment: index,
                 span: Span { rows: rows.clone(), panels: panel..(panel + few).min(panels) },
