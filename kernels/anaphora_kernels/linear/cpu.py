@@ -1,6 +1,7 @@
 """linear on a CPU, by `kernels/native`: weights are repacked once, and multiplied in the form that they are held in.
 
-What a row of x becomes does not depend on the rows beside it, to the last bit.
+What a row of x becomes does not depend on the rows beside it, to the last bit; but with quantised weights on a machine
+with matrix tiles (AMX), it does on whether they are few or many: see `kernels/native/src/linear/mod.rs`.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ class PackedWeight:
         "q8_0"                          bytes, 32 to a scale: quantised here, or GGUF's Q8_0
         "q4_0", "q4_1", "q6_k"          GGUF's Q4_0; Q4_1 and Q4_K; Q6_K
 
-    With quantised rows, x is rounded to bytes too, 32 to a scale.
+    With quantised rows, x is rounded to bytes too, 32 to a scale; many rows of bfloat16 are not, on AMX.
     """
 
     def __init__(

@@ -11,11 +11,11 @@ pub(crate) const ROWS: usize = 16;
 /// Bytes of a tile's row, at most.
 pub(crate) const ROW_BYTES: usize = 64;
 
-/// Whether the processor multiplies tiles of bf16 and of bytes, and the system lets this process use them.
+/// Whether the processor multiplies tiles of bf16, and the system lets this process use them.
 pub(crate) fn is_available() -> bool {
     use std::arch::x86_64::{__cpuid, __cpuid_count};
-    /// AMX-BF16, AMX-TILE and AMX-INT8, in EDX of leaf 7.
-    const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+    /// AMX-BF16 and AMX-TILE, in EDX of leaf 7.
+    const NEEDED: u32 = 1 << 22 | 1 << 24;
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED && is_permitted()
 }
 
@@ -112,7 +112,7 @@ impl Drop for Tiles {
 }
 
 /// # Safety
-/// Of all four: there are [`Tiles`]; pointers are good for the tile's rows, `stride` bytes apart.
+/// Of all of these: there are [`Tiles`]; pointers are good for the tile's rows, `stride` bytes apart.
 #[inline(always)]
 pub(crate) unsafe fn zero<const TILE: u8>() {
     // SAFETY: no memory is touched.
@@ -154,19 +154,6 @@ pub(crate) unsafe fn multiply_bf16<const SUM: u8, const A: u8, const B: u8>() {
     unsafe {
         asm!(
             "tdpbf16ps tmm{}, tmm{}, tmm{}",
-            const SUM, const A, const B,
-            options(nostack, preserves_flags, nomem),
-        );
-    }
-}
-
-/// `SUM[m][n] += Σk A[m][k] · B[k/4][n][k%4]`, A signed bytes, B unsigned ones, into 32 bits.
-#[inline(always)]
-pub(crate) unsafe fn multiply_bytes<const SUM: u8, const A: u8, const B: u8>() {
-    // SAFETY: no memory is touched.
-    unsafe {
-        asm!(
-            "tdpbsud tmm{}, tmm{}, tmm{}",
             const SUM, const A, const B,
             options(nostack, preserves_flags, nomem),
         );

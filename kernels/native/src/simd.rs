@@ -19,7 +19,7 @@ pub enum Level {
     Avx512,
     /// The same with VNNI: products of bytes.
     Avx512Vnni,
-    /// The same with AMX: products of tiles of bf16 and of bytes.
+    /// The same with AMX and BF16: products of tiles.
     Amx,
 }
 

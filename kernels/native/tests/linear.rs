@@ -99,6 +99,13 @@ fn difference(
     }) / largest
 }
 
+/// The naive twin rounds activations to bytes where weights are quantised; many rows on matrix tiles stay bf16, and the
+/// weights become it.
+fn tolerance(weight: &Weight, level: Level, is_half: bool) -> f32 {
+    let is_quantised = |format: &Format| !matches!(format, Format::F32 | Format::Bf16);
+    if level == Level::Amx && is_half && weight.formats().iter().any(is_quantised) { 3e-2 } else { 2e-5 }
+}
+
 fn part() -> impl Strategy<Value = (From, usize)> {
     let from = prop_oneof![
         prop_oneof![Just(Format::F32), Just(Format::Bf16), Just(Format::Q8)].prop_map(From::Floats),
@@ -122,7 +129,7 @@ proptest! {
         let (weight, pool) = (weight(&parts, blocks * 32), Pool::new(num_threads).expect("threads"));
         for level in Level::available() {
             let difference = difference(&weight, num_rows, (is_half, has_bias), level, &pool);
-            prop_assert!(difference < 2e-5, "{level:?}: {difference}");
+            prop_assert!(difference < tolerance(&weight, level, is_half), "{level:?}: {difference}");
         }
     }
 
@@ -132,7 +139,7 @@ proptest! {
             let (weight, pool) = (weight(&[(From::Floats(format), 20)], columns), Pool::new(1).expect("threads"));
             for level in Level::available() {
                 let difference = difference(&weight, num_rows, (is_half, false), level, &pool);
-                prop_assert!(difference < 2e-5, "{format:?} {level:?}: {difference}");
+                prop_assert!(difference < tolerance(&weight, level, is_half), "{format:?} {level:?}: {difference}");
             }
         }
     }
@@ -144,9 +151,12 @@ fn twins_agree_on_blocks_of_256() {
     assert_eq!(weight.formats(), [Format::Q4Min, Format::Q6]);
     let pool = Pool::new(2).expect("threads");
     for level in Level::available() {
-        for num_rows in [1, 2, 7, 13, 37] {
-            let difference = difference(&weight, num_rows, (false, true), level, &pool);
-            assert!(difference < 2e-5, "{level:?}, {num_rows} rows: {difference}");
+        for (num_rows, is_half) in [(1, false), (2, true), (7, false), (13, true), (37, false), (37, true)] {
+            let difference = difference(&weight, num_rows, (is_half, true), level, &pool);
+            assert!(
+                difference < tolerance(&weight, level, is_half),
+                "{level:?}, {num_rows} rows: {difference}"
+            );
         }
     }
 }
@@ -169,8 +179,41 @@ fn a_row_s_result_does_not_depend_on_the_rows_beside_it() {
         };
         let all = compute(0, 700);
         for (first, len) in [(0, 1), (1, 2), (5, 3), (11, 4), (16, 7), (40, 12), (60, 33), (699, 1)] {
-            let some = compute(first, len);
-            assert!(some == all[first * 300..][..len * 300], "{level:?}: rows {first}, {len} of them");
+            // The last hundred are quantised: on matrix tiles many rows are multiplied in another form than few.
+            let num_same = if level == Level::Amx && is_half { 200 } else { 300 };
+            for (row, some) in compute(first, len).chunks_exact(300).enumerate() {
+                let among_all = &all[(first + row) * 300..];
+                assert!(
+                    some[..num_same] == among_all[..num_same],
+                    "{level:?}: row {row} of {len} from {first} on"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn many_rows_on_matrix_tiles_are_as_exact_as_bf16() {
+    let parts = [From::Blocks(0), From::Blocks(1), From::Blocks(2), From::Blocks(3), From::Blocks(4)];
+    let weight = weight(&parts.map(|from| (from, 20)), 512);
+    let (num_rows, columns) = (40, weight.columns());
+    let (halves, pool) = (to_bf16(&floats(num_rows * columns, 8)), Pool::new(2).expect("threads"));
+    let mut rows = vec![0.0; weight.rows() * columns];
+    let indices: Vec<i64> = (0..weight.rows() as i64).collect();
+    weight.unpack_rows(&indices, &mut FloatsMut::F32(&mut rows)).expect("rows that are there");
+    let call = Linear { x: Floats::Bf16(&halves), weight: &weight, bias: None };
+    for level in Level::available().into_iter().filter(|level| *level == Level::Amx) {
+        let mut out = vec![f32::NAN; num_rows * weight.rows()];
+        linear(&call, &mut FloatsMut::F32(&mut out), &pool, level).expect("valid");
+        for (index, &got) in out.iter().enumerate() {
+            let x = &halves[index / weight.rows() * columns..][..columns];
+            let w = &rows[index % weight.rows() * columns..][..columns];
+            let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(bf16::from_bits(x).to_f32()) * f64::from(w));
+            let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            assert!(
+                (f64::from(got) - want).abs() <= size / 256.0,
+                "{level:?}, {index}: {got}, expected {want}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Products of bf16 with bf16 on matrix tiles: a panel's lines are the rows of such a tile as they lie in memory.
+//! Products with bf16 on matrix tiles: a panel's lines are the rows of such a tile as they lie in memory. Quantised panels
+//! are unpacked into such lines, for enough rows that it pays.
 //!
 //! ```text
 //!             panels              up to 16 rows of x:   1 tile of rows by 4 panels
@@ -8,14 +9,16 @@
 #![expect(unsafe_code, reason = "pointers into slices whose lengths `fast.rs` has checked")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{
-    PANEL,
+    BLOCK, PANEL,
     activations::Halves,
     fast::{Emit, Span},
+    integers::{self, Kind, Q4, Q4Min, Q6, Q8},
+    isa::Avx512,
     memory::Line,
-    weight::Segment,
+    weight::{Format, Segment},
 };
 use crate::{
     amx::{self, ROW_BYTES, ROWS, Shapes, Tiles},
@@ -26,24 +29,28 @@ use crate::{
 const COLUMNS: usize = 32;
 /// Bytes of a panel in a step.
 const STEP_BYTES: usize = COLUMNS / 2 * 64;
+/// Panels that are multiplied with one tile of rows at a time.
+const MAX_PANELS: usize = 4;
 /// Bytes ahead of what is read.
 const PREFETCH: usize = 4096;
 
 /// Rows `span.rows` of `x` with panels `span.panels` of `segment`.
 ///
 /// # Safety
-/// The spans are within `x` and `segment`, whose format is Bf16 and whose columns are a multiple of 32; the machine has
+/// The spans are within `x` and `segment`, whose format is not F32 and whose columns are a multiple of 32; the machine has
 /// [`crate::simd::Level::Amx`].
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx512bf16")]
 pub(super) unsafe fn multiply(x: &Halves<'_>, segment: &Segment, span: &Span, emit: &Emit<'_>) {
     let mut scratch = [Block::default(); 4 * ROWS];
     let num_rows = span.rows.len();
     let mut at = if num_rows <= ROWS { [num_rows, 0] } else { [ROWS; 2] };
     let tiles = Tiles::new(&shapes(at));
+    let mut unpacked = Vec::new();
     let mut panel = span.panels.start;
     while panel < span.panels.end {
-        let step = if num_rows <= ROWS { 4 } else { 2 };
+        let step = if num_rows <= ROWS { MAX_PANELS } else { 2 };
         let panels = step.min(span.panels.end - panel);
+        let lines = lines(segment, x.columns, panel..panel + panels, &mut unpacked);
         let mut row = span.rows.start;
         while row < span.rows.end {
             let left = span.rows.end - row;
@@ -52,7 +59,7 @@ pub(super) unsafe fn multiply(x: &Halves<'_>, segment: &Segment, span: &Span, em
                 tiles.reshape(&shapes(heights));
                 at = heights;
             }
-            let call = Call { x, segment, row, panel };
+            let call = Call { x, row, lines };
             match (heights[1] > 0, panels) {
                 (true, 2) if num_rows <= 2 * ROWS => call.square::<true>(&mut scratch),
                 (true, 2) => call.square::<false>(&mut scratch),
@@ -87,9 +94,9 @@ fn shapes(heights: [usize; 2]) -> Shapes {
 
 struct Call<'a> {
     x: &'a Halves<'a>,
-    segment: &'a Segment,
     row: usize,
-    panel: usize,
+    /// Of each panel.
+    lines: [*const u8; MAX_PANELS],
 }
 
 impl Call<'_> {
@@ -98,17 +105,11 @@ impl Call<'_> {
         self.x.values.as_ptr().add((self.row + tile * ROWS) * self.x.columns).cast()
     }
 
-    #[inline(always)]
-    unsafe fn lines(&self, offset: usize) -> *const u8 {
-        let lines: *const Line = self.segment.lines.as_ptr();
-        lines.add((self.panel + offset) * self.segment.stride).cast()
-    }
-
     /// Two tiles of rows by two panels; `ONCE`: there are no more rows, and the panels come from memory.
     #[inline(always)]
     unsafe fn square<const ONCE: bool>(&self, scratch: &mut [Block]) {
         let (upper, lower, stride) = (self.rows(0), self.rows(1), self.x.columns * 2);
-        let (left, right) = (self.lines(0), self.lines(1));
+        let (left, right) = (self.lines[0], self.lines[1]);
         amx::zero::<0>();
         amx::zero::<1>();
         amx::zero::<2>();
@@ -137,7 +138,7 @@ impl Call<'_> {
     #[inline(always)]
     unsafe fn column(&self, scratch: &mut [Block]) {
         let (upper, lower, stride) = (self.rows(0), self.rows(1), self.x.columns * 2);
-        let lines = self.lines(0);
+        let lines = self.lines[0];
         amx::zero::<0>();
         amx::zero::<1>();
         for step in 0..self.x.columns / COLUMNS {
@@ -155,15 +156,15 @@ impl Call<'_> {
     #[inline(always)]
     unsafe fn row<const PANELS: usize>(&self, scratch: &mut [Block]) {
         let (rows, stride) = (self.rows(0), self.x.columns * 2);
-        let lines: [*const u8; PANELS] = std::array::from_fn(|offset| self.lines(offset));
+        let lines = self.lines;
         amx::zero::<0>();
         amx::zero::<1>();
         amx::zero::<2>();
         amx::zero::<3>();
         for step in 0..self.x.columns / COLUMNS {
             amx::load::<4>(rows.add(step * ROW_BYTES), stride);
-            for lines in lines {
-                prefetch(lines, step);
+            for lines in &lines[..PANELS] {
+                prefetch(*lines, step);
             }
             amx::load::<6>(lines[0].add(step * STEP_BYTES), 64);
             amx::multiply_bf16::<0, 4, 6>();
@@ -185,6 +186,84 @@ impl Call<'_> {
         store::<2>(scratch, 2);
         store::<3>(scratch, 3);
     }
+}
+
+/// Where the lines of some panels are: in the segment, or unpacked.
+#[inline(always)]
+unsafe fn lines(
+    segment: &Segment,
+    columns: usize,
+    panels: Range<usize>,
+    unpacked: &mut Vec<Line>,
+) -> [*const u8; MAX_PANELS] {
+    let mut lines = [std::ptr::null(); MAX_PANELS];
+    if segment.format == Format::Bf16 {
+        for (lines, panel) in lines.iter_mut().zip(panels) {
+            *lines = segment.lines.as_ptr().add(panel * segment.stride).cast();
+        }
+        return lines;
+    }
+    unpacked.resize(MAX_PANELS * columns / 2, Line([0; 64]));
+    for (index, panel) in panels.enumerate() {
+        let into = unpacked.as_mut_ptr().add(index * columns / 2);
+        let from = segment.lines.as_ptr().add(panel * segment.stride);
+        match segment.format {
+            Format::Q8 => unpack::<Q8>(segment.format, from, columns, into),
+            Format::Q6 => unpack::<Q6>(segment.format, from, columns, into),
+            Format::Q4 => unpack::<Q4>(segment.format, from, columns, into),
+            _ => unpack::<Q4Min>(segment.format, from, columns, into),
+        }
+        lines[index] = into.cast_const().cast();
+    }
+    lines
+}
+
+/// What the quants of a panel stand for, rounded to bf16: a line per pair of columns.
+#[inline(always)]
+unsafe fn unpack<K: Kind>(format: Format, from: *const Line, columns: usize, into: *mut Line) {
+    /// Words of two vectors in turns.
+    const TURNS: [u16; 32] = {
+        let mut turns = [0; 32];
+        let mut lane = 0;
+        while lane < 16 {
+            turns[2 * lane] = lane as u16;
+            turns[2 * lane + 1] = lane as u16 + 16;
+            lane += 1;
+        }
+        turns
+    };
+    let turns = _mm512_loadu_si512(TURNS.as_ptr().cast());
+    let byte = _mm512_set1_epi32(0xFF);
+    let (quant_lines, scale_lines) = format.quant_lines(columns);
+    let scales = from.add(quant_lines).cast::<u16>();
+    let minima = from.add(quant_lines + scale_lines).cast::<u16>();
+    for block in 0..columns / BLOCK {
+        let quads = integers::unpack::<Avx512<true>, K>(from.cast(), block, 0);
+        for (quad, &quants) in quads.iter().enumerate() {
+            let group = (block * BLOCK + quad * 4) / K::GROUP;
+            let scale = half(scales.add(group * PANEL));
+            let offset = if K::MINIMA {
+                half(minima.add(group * PANEL))
+            } else {
+                _mm512_mul_ps(scale, _mm512_set1_ps(-(format.offset() as f32)))
+            };
+            for pair in 0..2 {
+                let pairs = if pair == 0 { quants } else { _mm512_srli_epi32::<16>(quants) };
+                let even = _mm512_cvtepi32_ps(_mm512_and_si512(pairs, byte));
+                let odd = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32::<8>(pairs), byte));
+                let even = _mm512_fmadd_ps(even, scale, offset);
+                let odd = _mm512_fmadd_ps(odd, scale, offset);
+                let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even));
+                let line = into.add((block * BLOCK + quad * 4) / 2 + pair);
+                _mm512_storeu_si512(line.cast(), _mm512_permutexvar_epi16(turns, both));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn half(from: *const u16) -> __m512 {
+    _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
 }
 
 /// Has a panel's lines fetched some steps ahead.

@@ -22,6 +22,8 @@ const SPAN_BYTES: usize = 640 * 1024;
 const MIN_ITEM_BYTES: usize = 32 * 1024;
 /// And at most so many shares to a thread.
 const SHARES: usize = 8;
+/// From so many rows of activations on, unpacking quantised weights to bf16 for matrix tiles pays.
+const MIN_UNPACKED_ROWS: usize = 16;
 /// The tiles of floats take so many panels, or a multiple.
 const PANEL_GROUP: usize = 2;
 
@@ -89,8 +91,10 @@ fn items(call: &Linear<'_>, num_rows: usize, num_threads: usize) -> Vec<Item> {
 
 /// The activations, in every form that the weight's segments ask for.
 struct Operands<'a> {
-    /// Multiplied on matrix tiles, where the machine has them and all of the call is in bf16.
+    /// Multiplied on matrix tiles, where the machine has them and the activations are in bf16.
     halves: Option<Halves<'a>>,
+    /// Whether quantised weights are, too.
+    unpacks: bool,
     singles: Option<Singles<'a>>,
     quantised: Option<Quantised>,
     /// By format.
@@ -101,19 +105,21 @@ impl<'a> Operands<'a> {
     fn new(call: &Linear<'a>, pool: &Pool, level: Level) -> Self {
         let columns = call.weight.columns();
         let formats = call.weight.formats();
-        let quantised = (formats.iter().any(|format| format.is_quantised()))
+        let halves = if level == Level::Amx { Halves::new(call.x, columns) } else { None };
+        let unpacks = halves.is_some() && call.x.len() / columns >= MIN_UNPACKED_ROWS;
+        let quantised = (!unpacks && formats.iter().any(|format| format.is_quantised()))
             .then(|| Quantised::new(call.x, columns, pool, level));
         let corrections = quantised.iter().flat_map(|quantised| {
             let formats = formats.iter().filter(|format| format.is_quantised());
             formats.map(|&format| (format, quantised.corrections(format)))
         });
-        let halves = if level == Level::Amx { Halves::new(call.x, columns) } else { None };
         let needs_singles =
             |format: &Format| !format.is_quantised() && (*format == Format::F32 || halves.is_none());
         Self {
             singles: (formats.iter().any(needs_singles))
                 .then(|| Singles::new(call.x, columns, formats.contains(&Format::Bf16))),
             halves,
+            unpacks,
             corrections: corrections.collect(),
             quantised,
         }
@@ -126,7 +132,9 @@ impl<'a> Operands<'a> {
         unsafe {
             match (&self.halves, &self.singles, &self.quantised) {
                 #[cfg(target_arch = "x86_64")]
-                (Some(x), _, _) if segment.format == Format::Bf16 => {
+                (Some(x), _, _)
+                    if segment.format == Format::Bf16 || (self.unpacks && segment.format.is_quantised()) =>
+                {
                     super::amx_floats::multiply(x, segment, span, emit);
                 }
                 (_, Some(x), _) if !segment.format.is_quantised() => {

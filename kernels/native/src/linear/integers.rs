@@ -4,8 +4,6 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 #![expect(clippy::needless_range_loop, reason = "the indices are of registers")]
 
-#[cfg(target_arch = "x86_64")]
-use super::amx_integers;
 use super::{
     BLOCK, PANEL,
     activations::{Quantised, STRIP},
@@ -31,10 +29,10 @@ pub(super) trait Kind {
     const WIDE: bool;
 }
 
-struct Q8;
-struct Q6;
-struct Q4;
-struct Q4Min;
+pub(super) struct Q8;
+pub(super) struct Q6;
+pub(super) struct Q4;
+pub(super) struct Q4Min;
 
 impl Kind for Q8 {
     const NIBBLES: bool = false;
@@ -77,22 +75,11 @@ pub(super) unsafe fn multiply(
     level: Level,
 ) {
     macro_rules! run {
-        ($kind:ty) => {{
-            #[cfg(target_arch = "x86_64")]
-            let left = &Span {
-                rows: if level == Level::Amx {
-                    amx_integers::multiply::<$kind>(x, corrections, segment, span, emit)..span.rows.end
-                } else {
-                    span.rows.clone()
-                },
-                panels: span.panels.clone(),
-            };
-            #[cfg(not(target_arch = "x86_64"))]
-            let left = span;
+        ($kind:ty) => {
             on_isa!(level, tiles::<$kind>(
-                x: &Quantised, corrections: &[i32], segment: &Segment, left: &Span, emit: &Emit<'_>
+                x: &Quantised, corrections: &[i32], segment: &Segment, span: &Span, emit: &Emit<'_>
             ))
-        }};
+        };
     }
     match segment.format {
         Format::Q8 => run!(Q8),
@@ -190,7 +177,7 @@ unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize>(
 
 /// The quants of a block, four columns to a vector.
 #[inline(always)]
-unsafe fn unpack<I: Isa, K: Kind>(lines: *const u8, block: usize, half: usize) -> [I::I; QUADS] {
+pub(super) unsafe fn unpack<I: Isa, K: Kind>(lines: *const u8, block: usize, half: usize) -> [I::I; QUADS] {
     let mut weights = [I::splat_i32(0); QUADS];
     if K::NIBBLES {
         for line in 0..QUADS / 2 {

@@ -7,18 +7,18 @@
 //!   pack.rs         from plain floats and from GGUF's blocks into panels, and back
 //!   activations.rs  what the other operand must look like: floats, bf16, or bytes with a scale per block
 //!   fast.rs         which thread computes which rows of which panels; floats.rs, integers.rs: one tile of that, in
-//!                   vectors; amx_floats.rs, amx_integers.rs: in matrix tiles
+//!                   vectors; amx_floats.rs: in matrix tiles
 //!   isa/            the instructions
 //! ```
 //!
-//! A result is always the same sum in the same order, whatever is computed beside it: what a token's vector becomes does
-//! not depend, to the last bit, on the batch that it is in.
+//! A result is the same sum in the same order, whatever is computed beside it: what a token's vector becomes does not
+//! depend, to the last bit, on the batch that it is in. With one exception: quantised weights and bf16 activations on a
+//! machine with matrix tiles. There a call of many rows keeps the activations' eight bits of mantissa and rounds the weights
+//! to as many, where one of few rounds activations to bytes.
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
 mod amx_floats;
-#[cfg(target_arch = "x86_64")]
-mod amx_integers;
 mod fast;
 mod floats;
 mod integers;
