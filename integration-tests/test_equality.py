@@ -45,6 +45,16 @@ def preemptions(server: Server) -> float:
     return server.metrics().total("anaphora_preemptions_total")
 
 
+def check_with_preemptions(server: Server, expected: tuple[Expected, ...]) -> None:
+    """32 at once, until some are preempted: how many are under way together depends on the machine's pace."""
+    before = preemptions(server)
+    for _ in range(8):
+        check(server, at_once(expected), width=WIDTH)
+        if preemptions(server) > before:
+            return
+    raise AssertionError("8 rounds of 32 requests never filled the pool")
+
+
 # === The tiny models: the whole matrix ===
 
 
@@ -68,8 +78,7 @@ def test_tiny_in_a_pool_that_preempts(model: Callable[[], Path], chunk: str, sta
     expected = expect(model())
     limits = ("--max-batch-total-tokens", str(SMALL_POOL["tiny"]), "--max-batch-prefill-tokens", chunk)
     server = start(model(), *limits)
-    check(server, at_once(expected), width=WIDTH)  # cold
-    assert preemptions(server) > 0
+    check_with_preemptions(server, expected)  # at first cold
     check(server, at_once(expected), width=WIDTH)  # with what the evictions left
     server.assert_idle()
 
@@ -126,8 +135,7 @@ def test_smollm2_safetensors_in_small_chunks_and_a_pool_that_preempts(start: Sta
     limits = ("--max-batch-total-tokens", str(SMALL_POOL["smollm2"]), "--max-batch-prefill-tokens", "16")
     server = start(smollm2_safetensors(), *limits)
     check(server, expected[:4], width=1)
-    check(server, at_once(expected), width=WIDTH)
-    assert preemptions(server) > 0
+    check_with_preemptions(server, expected)
     server.assert_idle()
 
 
