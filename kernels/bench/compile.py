@@ -76,21 +76,26 @@ def recorded(op: Callable[[], Any]) -> list[Launch]:
 
 
 def specialised(kernel: Any, arguments: dict[str, Any], options: tuple[tuple[str, int], ...]) -> Launch:
-    """As Triton specialises a launch: None, 1 and constexpr are constants, multiples of 16 are known to be."""
+    """As Triton specialises a launch: None, 1 and constexpr are constants, multiples of 16 are known to be.
+
+    Except for what the kernel says not to specialise.
+    """
     signature, constants, aligned = [], [], []
     for parameter in kernel.params:
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        is_plain = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1 and not is_plain):
             signature.append((name, "constexpr"))
             constants.append((name, value))
         elif isinstance(value, torch.Tensor):
             signature.append((name, "*" + TYPES[value.dtype]))
-            aligned.append(name)
+            if value.storage_offset() * value.itemsize % 16 == 0 and not is_plain:  # allocations are aligned
+                aligned.append(name)
         elif isinstance(value, float):
             signature.append((name, "fp32"))
         else:
             signature.append((name, "i32" if value < 1 << 31 else "i64"))
-            if value % 16 == 0:
+            if value % 16 == 0 and not is_plain:
                 aligned.append(name)
     return Launch(kernel, tuple(signature), tuple(constants), tuple(aligned), options)
 

@@ -9,8 +9,15 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
+# Triton compiles anew for an integer that is 1 or a multiple of 16, and for a pointer that is aligned to 16 bytes. What
+# differs from step to step must not be told apart: a kernel would be compiled while requests wait.
+BY_STEP = (
+    *("num_rows", "num_slices", "shortest", "longest", "table_stride", "part_width", "prefix_part_width"),
+    *("tile_starts", "slice_firsts", "slice_lasts", "slice_tiles", "prefix_tile_starts", "prefix_slice_tiles"),
+)
 
-@triton.jit
+
+@triton.jit(do_not_specialize=BY_STEP)
 def plan_slices(
     query_starts,  # [num_rows + 1] int32
     context_lengths,  # [num_rows] int32
@@ -64,7 +71,7 @@ def plan_slices(
         tl.store(slice_lasts + slices, tl.sum(done.to(tl.int32), 1), mask=is_slice)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_STEP)
 def attend(
     query,  # [T, heads, HEAD_DIM]
     key_cache,  # [blocks, PAGE, kv_heads, HEAD_DIM]
@@ -294,7 +301,7 @@ def _place(
     return (part * tl.num_programs(1) + kv_head).to(tl.int64) * part_width + packed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_STEP)
 def merge(
     out,  # [T, heads, HEAD_DIM]
     partial_out,  # see attend

@@ -12,8 +12,11 @@ GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 MIX_1 = tl.constexpr(0xBF58476D1CE4E5B9)
 MIX_2 = tl.constexpr(0x94D049BB133111EB)
 
+# Integers, and pointers into merged allocations, that differ from batch to batch: see `BY_STEP` of paged_attention.
+BY_BATCH = ("count", "max_top_k", "logit_sums", "best_scores", "logprobs", "normalizers")
 
-@triton.jit
+
+@triton.jit(do_not_specialize=BY_BATCH)
 def add_biases(scores, rows, tokens, values, count, vocab, BLOCK: tl.constexpr):
     """Sparse: values[i] to scores[rows[i], tokens[i]]."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -47,7 +50,7 @@ def penalise(
     tl.store(place, x, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_BATCH)
 def summarise(
     logits, scores, logit_maxima, logit_sums, best_scores, best_tokens, group_maxima, vocab,
     BLOCK: tl.constexpr, IS_SAME: tl.constexpr,
@@ -72,7 +75,7 @@ def summarise(
     tl.store(group_maxima + place * (BLOCK // _GROUP) + tl.arange(0, BLOCK // _GROUP), groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_BATCH)
 def choose(
     logits, logit_maxima, logit_sums, best_scores, best_tokens, tokens, logprobs, normalizers, vocab, chunks,
     BLOCK_C: tl.constexpr,
@@ -93,7 +96,7 @@ def choose(
     tl.store(logprobs + row, tl.load(logits + row * vocab + token).to(tl.float32) - normalizer)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_BATCH)
 def draw(
     logits, scores, group_maxima, rows, temperatures, seeds, counters, top_k, top_p, min_p, typical_p,
     values, candidates, tokens, logprobs, normalizers, vocab, num_groups, max_top_k,
