@@ -113,13 +113,14 @@ def attention(
     in_fp8: bool = False,
     is_shared: bool = False,
     sinks: bool = False,
+    context: int = 200_000,
     **options: Any,
 ) -> Callable[[], Any]:
-    """A step over contexts of 200,000 tokens, on 8 KV heads."""
+    """A step over contexts of some tokens, on 8 KV heads."""
     query = torch.empty(sum(query_lengths), 8 * group, head_dim, dtype=dtype, device=META)
     cache_dtype = torch.float8_e4m3fn if in_fp8 else dtype
     cache = torch.empty(1 << 16, block_size, 8, head_dim, dtype=cache_dtype, device=META)
-    tables = torch.empty(len(query_lengths), 200_000 // block_size, dtype=torch.int32, device=META)
+    tables = torch.empty(len(query_lengths), context // block_size, dtype=torch.int32, device=META)
     if in_fp8:
         options |= dict.fromkeys(("key_scale", "value_scale"), torch.empty(8, device=META))
     options["sinks"] = torch.empty(8 * group, dtype=dtype, device=META) if sinks else None
@@ -134,7 +135,7 @@ def attention(
         shared = SharedPrefixes(rows, starts, groups, rows, rows, len(query_lengths), 100_000)
 
     def run() -> None:
-        metadata = AttentionMetadata.build(tables, query_lengths, [200_000] * len(query_lengths))
+        metadata = AttentionMetadata.build(tables, query_lengths, [context] * len(query_lengths))
         metadata = AttentionMetadata(**vars(metadata) | {"shared_prefixes": shared})
         paged_attention.paged_attention(query, cache, cache, metadata, 0.1, **options)
 
@@ -146,9 +147,32 @@ def attentions(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Call
     bf16 = torch.bfloat16
     yield "decode bf16 d128", attention(bf16, 128, [1] * 64)
     yield "append bf16 d128", attention(bf16, 128, [200])
+    # One slice: nothing is merged, which is other code.
+    yield "decode bf16 d128 whole", attention(bf16, 128, [1], context=96)
+    yield "prefill bf16 d128 whole", attention(bf16, 128, [8192], context=8192)
     if is_quick:
         return
     lengths = {"decode": [1] * 64, "short": [16], "append": [200]}
+    for head_dim, in_fp8 in product((64, 80, 128, 256), (False, True)):
+        if architecture >= 90 or not in_fp8:
+            name = f"whole bf16 d{head_dim}" + " fp8" * in_fp8
+            yield f"decode {name}", attention(bf16, head_dim, [1], context=96, in_fp8=in_fp8)
+            yield f"prefill {name}", attention(bf16, head_dim, [8192], context=8192, in_fp8=in_fp8)
+            yield (
+                f"prefill {name} all",
+                attention(
+                    bf16,
+                    head_dim,
+                    [8192],
+                    context=8192,
+                    in_fp8=in_fp8,
+                    sliding_window=4096,
+                    soft_cap=30.0,
+                    sinks=True,
+                ),
+            )
+    for dtype in (torch.float32, torch.float16):
+        yield f"prefill {TYPES[dtype]} d128 whole", attention(dtype, 128, [8192], context=8192)
     for (kind, queries), head_dim in product(lengths.items(), (64, 80, 128, 256)):
         name = f"{kind} bf16 d{head_dim}"
         yield name, attention(bf16, head_dim, queries)

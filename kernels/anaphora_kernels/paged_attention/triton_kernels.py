@@ -210,16 +210,18 @@ def attend(
                 acc = acc * tl.load(value_scale + kv_head)
 
             is_whole = (slice_start <= row_start) & (slice_stop >= row_stop)
-            if IS_PREFIX or HAS_PREFIX or not is_whole:
-                place = _place(
-                    part, row, slice_start, row_start, first_query * GROUP, packed, kv_head, part_width,
-                    IS_PREFIX, HAS_PREFIX,
-                )  # fmt: skip
-                lse = tl.where(total > 0, maximum + tl.log2(total), NEGATIVE_INFINITY)
-                acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-                tl.store(partial_lse + place, lse, mask=is_query)
-                tl.store(partial_out + place[:, None] * BLOCK_D + d[None, :], acc, mask=is_query[:, None])
-            else:
+            is_part = IS_PREFIX or HAS_PREFIX or not is_whole
+            if partial_out is not None:  # else there is one slice, and every row is whole: nothing else compiles
+                if is_part:
+                    place = _place(
+                        part, row, slice_start, row_start, first_query * GROUP, packed, kv_head, part_width,
+                        IS_PREFIX, HAS_PREFIX,
+                    )  # fmt: skip
+                    lse = tl.where(total > 0, maximum + tl.log2(total), NEGATIVE_INFINITY)
+                    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+                    tl.store(partial_lse + place, lse, mask=is_query)
+                    tl.store(partial_out + place[:, None] * BLOCK_D + d[None, :], result, mask=is_query[:, None])
+            if not is_part:
                 if sinks is not None:
                     sink = tl.load(sinks + head).to(tl.float32) * LOG2E
                     higher = tl.maximum(maximum, sink)
