@@ -12,13 +12,12 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from anaphora import _native
 from anaphora_kernels import AttentionMetadata, paged_attention
-from floors import Floors
+from floors import HEADER, Floors
 from report import save, table
 
 BLOCK_SIZE = 16
@@ -87,21 +86,9 @@ def main() -> None:
     for case in CASES:
         for name, dtype in DTYPES.items():
             run, case_operations, case_bytes = prepare(case, dtype, options.implementation)
-            times, operations_per_second, bytes_per_second = floors.time_beside(run, options.repeats)
-            best = min(times)
-            rows.append(
-                {
-                    "case": case.name,
-                    "dtype": name,
-                    "best_ms": best * 1e3,
-                    "median_ms": median(times) * 1e3,
-                    "gflops": case_operations / best / 1e9,
-                    "of_product": case_operations / best / operations_per_second,
-                    "gbytes": case_bytes / best / 1e9,
-                    "of_read": case_bytes / best / bytes_per_second,
-                }
-            )
-    header = ["case", "dtype", "best ms", "median ms", "GFLOP/s", "of a product", "GB/s", "of a read"]
+            figures = floors.row(run, options.repeats, case_operations, case_bytes)
+            rows.append({"case": case.name, "dtype": name, **figures})
+    header = ["case", "dtype", *HEADER]
     body = [[f"{value:.2f}" if isinstance(value, float) else value for value in row.values()] for row in rows]
     rendered = table(header, body)
     print(rendered)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from statistics import median
 from typing import Any
 
 import torch
 from anaphora import _native
 from anaphora_kernels import linear
 from anaphora_kernels.linear.cpu import PackedWeight
-from floors import Floors
+from floors import HEADER, Floors
 from report import save, table
 
 SHAPES = ((3072, 576), (576, 1536))
@@ -53,20 +52,9 @@ def measure(form: str, num_rows: int, floors: Floors, repeats: int) -> dict[str,
         for weight in packed:
             linear(activations[weight.shape[1]], weight)
 
-    times, operations_per_second, bytes_per_second = floors.time_beside(run, repeats)
-    best = min(times)
     operations = 2.0 * num_rows * sum(rows * columns for rows, columns in (weight.shape for weight in packed))
     num_bytes = float(sum(weight.num_bytes for weight in packed))
-    return {
-        "weights": form,
-        "rows": str(num_rows),
-        "best_ms": best * 1e3,
-        "median_ms": median(times) * 1e3,
-        "gflops": operations / best / 1e9,
-        "of_product": operations / best / operations_per_second,
-        "gbytes": num_bytes / best / 1e9,
-        "of_read": num_bytes / best / bytes_per_second,
-    }
+    return {"weights": form, "rows": str(num_rows), **floors.row(run, repeats, operations, num_bytes)}
 
 
 def main() -> None:
@@ -79,7 +67,7 @@ def main() -> None:
     _native.set_num_threads(options.num_threads)
     floors = Floors.of_this_machine()
     results = [measure(form, rows, floors, options.repeats) for form in FORMATS for rows in ROWS]
-    header = ["weights", "rows", "best ms", "median ms", "GFLOP/s", "of a product", "GB/s", "of a read"]
+    header = ["weights", "rows", *HEADER]
     body = [[f"{value:.2f}" if isinstance(value, float) else value for value in row.values()] for row in results]
     rendered = table(header, body)
     print(rendered)

@@ -8,7 +8,7 @@ use crate::{
     simd::{LANES, Level},
 };
 
-/// Rows of activations whose scales lie side by side: those of the largest tile.
+/// Rows of activations whose scales lie side by side: a multiple of the rows of every tile.
 pub(super) const STRIP: usize = 16;
 
 /// Bytes with a scale per block of 32: `x ≈ scale * q`.
