@@ -18,6 +18,18 @@ use super::{
     program::{Kernel, issue},
 };
 
+/// Calls `typed` of a kernel with the elements that two dtypes name.
+macro_rules! typed_by {
+    ($first:expr, $second:expr, $kernel:expr, $rows:expr, $pool:expr) => {
+        match ($first, $second) {
+            (Dtype::Float32, Dtype::Float32) => $kernel.typed::<f32, f32>($rows, $pool),
+            (Dtype::Float32, Dtype::Bfloat16) => $kernel.typed::<f32, Bf16>($rows, $pool),
+            (Dtype::Bfloat16, Dtype::Float32) => $kernel.typed::<Bf16, f32>($rows, $pool),
+            (Dtype::Bfloat16, Dtype::Bfloat16) => $kernel.typed::<Bf16, Bf16>($rows, $pool),
+        }
+    };
+}
+
 struct RmsNorm {
     dtype: Dtype,
     weight_dtype: Dtype,
@@ -53,12 +65,7 @@ impl Kernel for RmsNorm {
     fn run(&self, rows: usize, _: &[Arc<Planned>], pool: &Pool) -> PyResult<()> {
         // SAFETY: `rms_norm/cpu.py` passes contiguous tensors of these sizes and dtypes, and has just made `out`.
         unsafe {
-            match (self.dtype, self.weight_dtype) {
-                (Dtype::Float32, Dtype::Float32) => self.typed::<f32, f32>(rows, pool),
-                (Dtype::Float32, Dtype::Bfloat16) => self.typed::<f32, Bf16>(rows, pool),
-                (Dtype::Bfloat16, Dtype::Float32) => self.typed::<Bf16, f32>(rows, pool),
-                (Dtype::Bfloat16, Dtype::Bfloat16) => self.typed::<Bf16, Bf16>(rows, pool),
-            }
+            typed_by!(self.dtype, self.weight_dtype, self, rows, pool);
         }
         Ok(())
     }
@@ -186,12 +193,7 @@ impl Kernel for Store {
     fn run(&self, rows: usize, _: &[Arc<Planned>], pool: &Pool) -> PyResult<()> {
         // SAFETY: `rope_kv_store/cpu.py` passes tensors of these sizes, strides and dtypes, and keeps them alive.
         unsafe {
-            match (self.dtype, self.cache_dtype) {
-                (Dtype::Float32, Dtype::Float32) => self.typed::<f32, f32>(rows, pool),
-                (Dtype::Float32, Dtype::Bfloat16) => self.typed::<f32, Bf16>(rows, pool),
-                (Dtype::Bfloat16, Dtype::Float32) => self.typed::<Bf16, f32>(rows, pool),
-                (Dtype::Bfloat16, Dtype::Bfloat16) => self.typed::<Bf16, Bf16>(rows, pool),
-            }
+            typed_by!(self.dtype, self.cache_dtype, self, rows, pool);
         }
         Ok(())
     }
