@@ -3,19 +3,23 @@
 //! ```text
 //!   duration = step + row · decode rows + token · prefill tokens + pair · (query, key) pairs of the prefill + context · tokens read
 //! ```
-//! All five costs are at least 0. They are fitted by least squares on the error relative to the measured or the predicted
-//! duration, whichever is longer: a decode of 10 ms and a prefill of 500 ms count alike, and no single measurement that is
-//! far too long or too short (the machine was busy with something else; an answer was noticed late) moves the fit by more
-//! than one that is as wrong as its own duration. Old steps fade. Steps with and without a prefill fade
-//! apart, so that hours of decoding do not make the model forget what a prefill costs.
+//! All five costs are at least 0. They are fitted to the error relative to the measured or the predicted duration, whichever
+//! is longer: a decode of 10 ms and a prefill of 500 ms count alike. Small errors count by their squares, those over
+//! [`SURPRISE`] only by their size (Huber's loss: "Robust estimation of a location parameter", 1964): a step that took far
+//! too long or too short (the machine was busy with something else; an answer was noticed late) hardly moves the fit, many
+//! such steps do. Old steps fade. Steps with and without a prefill fade apart, so that hours of decoding do not make the
+//! model forget what a prefill costs.
 //!
 //! Nothing is believed far beyond what was seen: see [`CostModel::is_trusted`].
 
 /// The costs: of a step, a decode row, a prefill token, a (query, key) pair, and a token of context that a row reads.
 const NUM_COSTS: usize = 5;
 
-/// What remains of a sample's weight after another of its kind: the last 128 or so matter.
-const FADING: f64 = 1.0 - 1.0 / 128.0;
+/// What remains of a sample's weight after another of its kind: the last 64 or so matter.
+const FADING: f64 = 1.0 - 1.0 / 64.0;
+
+/// A relative error of a prediction beyond which a measurement counts by its size.
+const SURPRISE: f64 = 0.1;
 
 /// Rounds of the fit. It starts from the last one, so few are needed.
 const NUM_ROUNDS: usize = 16;
@@ -88,8 +92,10 @@ impl CostModel {
         if duration_us == 0 {
             return;
         }
-        let measured = duration_us as f64;
-        let scale = measured.max(self.predict_us(shape));
+        let (measured, predicted) = (duration_us as f64, self.predict_us(shape));
+        let longest = measured.max(predicted);
+        let error = (measured - predicted).abs() / longest;
+        let scale = longest * (error / SURPRISE).max(1.0).sqrt();
         let evidence = if shape.num_prefill_tokens > 0 { &mut self.prefills } else { &mut self.decodes };
         evidence.add(shape.features().map(|feature| feature / scale), measured / scale);
         let (tokens, pairs) = self.largest;
@@ -181,9 +187,12 @@ mod tests {
                 shape.features().iter().zip(costs).map(|(feature, cost)| feature * cost).sum::<f64>()
             };
             let mut model = CostModel::default();
-            for (index, (shape, jitter, stall)) in samples.iter().enumerate() {
+            let mut nums = [0; 2];
+            for (shape, jitter, stall) in &samples {
+                let num = &mut nums[usize::from(shape.num_prefill_tokens > 0)];
+                *num += 1;
                 // At first no other step is in flight, so that no answer can be noticed late.
-                let stall = if index < 10 { &9 } else { stall };
+                let stall = if *num <= 4 { &9 } else { stall };
                 let stall = [10.0, 0.001].get(*stall as usize).unwrap_or(&1.0);
                 model.observe(shape, (truth(shape) * jitter * stall) as u64);
                 model.fit();
@@ -193,6 +202,18 @@ mod tests {
                 prop_assert!((0.8..1.25).contains(&ratio), "{shape:?}: {ratio}");
             }
         }
+    }
+
+    #[test]
+    fn a_machine_that_became_slower_is_followed() {
+        let mut model = CostModel::default();
+        let decode = shape(8, 1000, 0, 0);
+        for step in 0..1000 {
+            model.observe(&decode, if step < 600 { 10_000 } else { 30_000 });
+            model.fit();
+        }
+        let ratio = model.predict_us(&decode) / 30_000.0;
+        assert!((0.8..1.25).contains(&ratio), "{ratio}");
     }
 
     #[test]
