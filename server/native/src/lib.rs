@@ -8,6 +8,10 @@ use pyo3::{prelude::*, types::PyBytes};
 mod cli;
 mod kernels;
 
+/// The router runs in this module: its bodies and token ids of megabytes come and go without new pages from the kernel.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The extension module. `server/anaphora/_native.pyi` is its typed surface.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -238,6 +238,11 @@ impl Encoder {
         self.num_threads
     }
 
+    /// Forgets the tokens of the texts that `tenant` sent.
+    pub fn clear_cache(&self, tenant: &str) {
+        self.cache.clear(|namespace| *namespace.tenant == *tenant);
+    }
+
     /// Whether `text` may be short enough for `bounds`; without tokenising it.
     ///
     /// # Errors

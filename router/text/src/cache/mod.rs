@@ -81,6 +81,11 @@ impl<N: Clone + Eq + Hash + Send + Sync> TokenCache<N> {
     pub fn num_bytes(&self) -> usize {
         self.store.read().unwrap_or_else(PoisonError::into_inner).num_bytes()
     }
+
+    /// Forgets what the namespaces that are meant have cached. O(chunks in the cache).
+    pub fn clear(&self, is_meant: impl Fn(&N) -> bool) {
+        self.store.write().unwrap_or_else(PoisonError::into_inner).clear(is_meant);
+    }
 }
 
 // === impl Lookup ===

@@ -122,6 +122,15 @@ impl<N: Clone + Eq + Hash> Store<N> {
         Some(slot)
     }
 
+    /// Drops the chunks of the namespaces that are meant.
+    pub(super) fn clear(&mut self, is_meant: impl Fn(&N) -> bool) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].as_ref().is_some_and(|chunk| is_meant(&chunk.namespace)) {
+                self.remove(slot as SlotId);
+            }
+        }
+    }
+
     /// Drops the first chunk after the hand that was not used since the hand came by.
     fn evict(&mut self) {
         loop {
@@ -191,6 +200,22 @@ mod tests {
         let mut store = Store::new(8 * OVERHEAD);
         assert_eq!(store.insert(&"", "a", Arc::default()), None);
         assert_eq!(store.num_bytes(), 0);
+    }
+
+    #[test]
+    fn one_namespace_is_cleared_and_its_room_used_again() {
+        let (here, there) = ("here", "there");
+        let mut store = Store::new(1 << 20);
+        let first = store.insert(&here, "a", [1].into()).unwrap();
+        let other = store.insert(&there, "a", [1].into()).unwrap();
+        store.link(other, first);
+        let num_bytes = store.num_bytes();
+        store.clear(|namespace| *namespace == here);
+        assert_eq!((store.get(&here, "a"), store.get(&there, "a")), (None, Some(other)));
+        assert_eq!(2 * store.num_bytes(), num_bytes);
+        assert_eq!(store.insert(&there, "b", [2].into()), Some(first));
+        store.clear(|_| true);
+        assert_eq!((store.num_bytes(), store.by_hash.len(), store.vacant.len()), (0, 0, 2));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! `POST /v1/cache/clear`: forgets what no running sequence uses.
+//! `POST /v1/cache/clear`: forgets the tenant's texts and their tokens, and the blocks that no running sequence
+//! uses.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ pub(in crate::api) async fn clear(
     State(app): State<Arc<App>>,
     Extension(context): Extension<Context>,
 ) -> Result<Json<CacheCleared>, OpenAiError> {
+    app.encoder.clear_cache(&context.tenant);
     let blocks = app.engine.clear_cache(context.tenant).await?;
     Ok(Json(CacheCleared { blocks }))
 }
