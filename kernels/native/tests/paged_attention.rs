@@ -171,6 +171,42 @@ fn a_long_decode_is_split_and_joined() {
     check(&Case { sinks: true, ..plain(vec![(1, 4097), (2, 3000)]) });
 }
 
+/// The first token sees a value of 0 alone, and those after it must not leave even a rounding: norms may blow that up.
+fn check_that_nothing_masked_is_left<T: Element>(level: Level) {
+    const LENGTH: usize = 80;
+    let heads = Heads { num_heads: 2, num_kv_heads: 1, head_dim: 64 };
+    let narrow = |numbers: Vec<f32>| numbers.into_iter().map(T::narrow).collect::<Vec<_>>();
+    let query = narrow((0..LENGTH * 2 * 64).map(noise).collect());
+    let keys = narrow((0..LENGTH * 64).map(|i| noise(i + 1)).collect());
+    let values = narrow((0..LENGTH * 64).map(|i| if i < 64 { 0.0 } else { 1.0 }).collect());
+    let batch = Batch::new(&[0], &[0, LENGTH as i32], &[LENGTH as i32], LENGTH, 1).expect("valid");
+    let call = PagedAttention {
+        heads,
+        query: &query,
+        query_stride: 2 * 64,
+        key_cache: &keys,
+        value_cache: &values,
+        scale: 0.125,
+        sliding_window: None,
+        soft_cap: None,
+        sinks: None,
+    };
+    let mut output = vec![T::narrow(f32::NAN); query.len()];
+    let pool = Pool::new(1).expect("threads");
+    let plan = Plan::new(&batch, heads, None, 1);
+    paged_attention(&call, &batch, &plan, &mut output, &pool, level).expect("valid");
+    let first: Vec<f32> = output[..2 * 64].iter().map(|element| element.widen()).collect();
+    assert!(first.iter().all(|&element| element == 0.0), "{level:?}: {first:?}");
+}
+
+#[test]
+fn masked_tokens_leave_nothing() {
+    for level in Level::available() {
+        check_that_nothing_masked_is_left::<f32>(level);
+        check_that_nothing_masked_is_left::<Bf16>(level);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

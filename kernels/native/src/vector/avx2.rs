@@ -14,7 +14,9 @@ impl Avx2 {
     #[inline(always)]
     unsafe fn exp2_half(x: __m256) -> __m256 {
         const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
-        let x = _mm256_max_ps(_mm256_set1_ps(-126.0), x);
+        let lowest = _mm256_set1_ps(-126.0);
+        let is_normal = _mm256_cmp_ps::<_CMP_NLT_UQ>(x, lowest);
+        let x = _mm256_max_ps(lowest, x);
         let shifted = _mm256_add_ps(x, _mm256_set1_ps(ROUND));
         let r = _mm256_sub_ps(x, _mm256_sub_ps(shifted, _mm256_set1_ps(ROUND)));
         let mut p = _mm256_set1_ps(EXP2[5]);
@@ -22,7 +24,7 @@ impl Avx2 {
             p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
         }
         let power = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
-        _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power))
+        _mm256_and_ps(is_normal, _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), power)))
     }
 
     #[inline(always)]

@@ -55,7 +55,7 @@ pub unsafe trait Vector: Copy {
     unsafe fn min(self, other: Self) -> Self;
     /// Whether any lane of `self` is larger.
     unsafe fn any_greater(self, other: Self) -> bool;
-    /// `2^self`, relative error 2e-7; 0, or at most 2^-125, from -126 down; infinite or wrong above 127.
+    /// `2^self`, relative error 2e-7; at most 2^-126 below -126, and exactly 0 below -150; infinite or wrong above 127.
     unsafe fn exp2(self) -> Self;
     /// Has the line at `at` brought nearer, which may be anywhere.
     unsafe fn prefetch(at: *const u8);

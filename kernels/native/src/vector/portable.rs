@@ -65,11 +65,12 @@ unsafe impl Vector for Portable {
     unsafe fn exp2(self) -> Self {
         const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
         Self(self.0.map(|x| {
-            let x = if x < -126.0 { -126.0 } else { x };
-            let shifted = x + ROUND;
-            let r = x - (shifted - ROUND);
+            let clamped = if x < -126.0 { -126.0 } else { x };
+            let shifted = clamped + ROUND;
+            let r = clamped - (shifted - ROUND);
             let p = EXP2.iter().rev().fold(0.0, |p, c| p * r + c);
-            f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+            let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+            if x < -126.0 { 0.0 } else { power }
         }))
     }
     #[inline(always)]

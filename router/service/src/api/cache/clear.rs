@@ -1,5 +1,4 @@
-//! `POST /v1/cache/clear`: forgets the tenant's texts and their tokens, and the blocks that no running sequence
-//! uses.
+//! `POST /v1/cache/clear`: forgets the tenant's texts with their tokens, and the blocks that no running sequence uses.
 
 use std::sync::Arc;
 
