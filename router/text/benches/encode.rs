@@ -4,10 +4,11 @@
 //! which is one call of Hugging Face's `tokenizers` on one thread.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anaphora_text::{TemplateInput, TextConfig, TokenCache};
-use serde_json::{Map, Value as Json, json};
+use anaphora_text::{Message, TemplateInput, TextConfig, TokenCache};
+use serde_json::Map;
 
 // As in the router.
 #[global_allocator]
@@ -28,7 +29,7 @@ fn main() {
     for turn in 0..2 * NUM_TURNS {
         messages.push(message(turn, &mut words, NUM_TOKENS * 10 / 24 / (2 * NUM_TURNS)));
     }
-    let prompt = render(&text, &Json::Array(messages.clone()));
+    let prompt = render(&text, &messages);
     let ids = text.tokenizer.encode(&prompt, false).expect("it encodes");
     println!("{} tokens, {:.2} MB, {} messages", ids.len(), prompt.len() as f64 / 1e6, messages.len());
 
@@ -49,9 +50,8 @@ fn main() {
     for turn in 0..100 {
         messages.push(message(2 * turn + 1, &mut words, NEW_WORDS / 2));
         messages.push(message(2 * turn, &mut words, NEW_WORDS / 2));
-        let chat = Json::Array(messages.clone());
         let began = Instant::now();
-        let prompt = render(&text, &chat);
+        let prompt = render(&text, &messages);
         rendered.push(began.elapsed());
         let began = Instant::now();
         let ids = encode(&prompt);
@@ -70,13 +70,16 @@ fn main() {
     report("the same prompt again: tokens", middle(same), full);
 }
 
-fn message(index: usize, words: &mut Words, num_words: usize) -> Json {
+fn message(index: usize, words: &mut Words, num_words: usize) -> Arc<Message> {
     let role = if index.is_multiple_of(2) { "user" } else { "assistant" };
     let content = (0..num_words).map(|_| words.next()).collect::<Vec<_>>().join(" ");
-    json!({"role": role, "content": content})
+    let mut message = Message::default();
+    message.set("role", role.into());
+    message.set("content", content.as_str().into());
+    Arc::new(message)
 }
 
-fn render(text: &TextConfig, messages: &Json) -> String {
+fn render(text: &TextConfig, messages: &[Arc<Message>]) -> String {
     let template = text.template.as_ref().expect("the model has a template");
     let input = TemplateInput {
         messages,

@@ -25,7 +25,7 @@ pub use config::TextConfig;
 pub use detokenize::Detokenizer;
 pub use error::{TemplateError, TextError};
 pub use stop::{StopStep, StopStrings};
-pub use template::{ChatTemplate, Rewrite, TemplateInput};
+pub use template::{ChatTemplate, Field, Message, Rewrite, TemplateInput};
 pub use tokenizer::{Piece, Tokenizer};
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anaphora_text::{ChatTemplate, Rewrite, TemplateError, TemplateInput};
+use anaphora_text::{ChatTemplate, Message, Rewrite, TemplateError, TemplateInput};
 use common::{fixture, json};
 use serde_json::{Map, Value as Json, json};
 
@@ -24,13 +25,18 @@ fn render(
     let (add_generation_prompt, continue_final_message) =
         (flag("add_generation_prompt"), flag("continue_final_message"));
     template.render(&TemplateInput {
-        messages,
+        messages: &chat(messages),
         tools: tools.as_ref(),
         add_generation_prompt,
         continue_final_message,
         kwargs: &given,
         now: Some(now()),
     })
+}
+
+fn chat(messages: &Json) -> Vec<Arc<Message>> {
+    let messages = messages.as_array().unwrap().iter();
+    messages.map(|message| Arc::new(message.as_object().unwrap().clone().into())).collect()
 }
 
 /// Renders a template over one user message.
@@ -71,6 +77,34 @@ fn expressions_print_as_in_jinja2() {
         let template = ChatTemplate::new(source, Some("<s>"), Some("</s>"));
         let text = template.and_then(|template| render(&template, &messages, given.clone()));
         assert_eq!(text.as_deref().ok(), case[1].as_str(), "{source}: {text:?}");
+    }
+}
+
+/// A sum that is written at once goes another way than one that is kept first.
+#[test]
+fn sums_are_texts_or_errors() {
+    let given = json!({"a": " b ", "n": 1, "list": ["x"], "none": null, "object": {"k": "v"}});
+    for sum in [
+        "'x' + a + 'y'",
+        "a + 'x' + a",
+        "'x' + a | trim + 'y'",
+        "'x' + a | trim | upper",
+        "'x' + object.k + list[0] + messages[0]['content']",
+        "'x' + ('' if n == 1 else a)",
+        "'+' + \"'\" + '\\n'",
+        "'x' + n",
+        "n + n + 'x'",
+        "list + list + 'x'",
+        "'x' + none",
+        "'x' + missing",
+        "'x' + object",
+        "'x' + list",
+        "'x' + (n | string) + 'y'",
+        "'x' + a + bos_token",
+    ] {
+        let at_once = render_source(&format!("[{{{{- {sum} -}}}} ]"), given.clone()).ok();
+        let kept = render_source(&format!("{{% set sum = {sum} %}}[{{{{ sum }}}}]"), given.clone()).ok();
+        assert_eq!(at_once, kept, "{sum}");
     }
 }
 
@@ -129,19 +163,11 @@ fn a_long_chat_has_the_steps_it_needs() {
 }
 
 #[test]
-fn messages_must_be_objects() {
-    let template = ChatTemplate::new("{{ messages }}", None, None).unwrap();
-    for messages in [json!("text"), json!([1]), json!({"role": "user"})] {
-        assert!(matches!(render(&template, &messages, Map::new()), Err(TemplateError::Render(_))));
-    }
-}
-
-#[test]
 fn there_is_no_time_without_a_clock() {
     let template = ChatTemplate::new("{{ strftime_now('%Y') }}", None, None).unwrap();
-    let (messages, kwargs) = (json!([]), Map::new());
+    let kwargs = Map::new();
     let input = TemplateInput {
-        messages: &messages,
+        messages: &[],
         tools: None,
         add_generation_prompt: false,
         continue_final_message: false,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anaphora_core::request::Namespace;
-use anaphora_text::{TemplateInput, TextConfig, TokenCache, Tokenizer};
+use anaphora_text::{Message, TemplateInput, TextConfig, TokenCache, Tokenizer};
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
@@ -40,8 +40,8 @@ pub enum Prompt {
 /// A conversation for the chat template.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatPrompt {
-    /// An array of messages whose contents are strings.
-    pub messages: Value,
+    /// Messages whose contents are texts.
+    pub messages: Vec<Arc<Message>>,
     /// More variables for the template.
     pub kwargs: Map<String, Value>,
     /// End with the opening of an assistant message.

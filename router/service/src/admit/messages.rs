@@ -2,39 +2,39 @@
 //!
 //! Keys that this file does not know go to the template as they are: templates differ in what they read.
 
-use serde_json::{Map, Value};
+use std::sync::Arc;
+
+use anaphora_text::{Field, Message};
+use serde_json::Value;
 
 use super::{AdmitError, invalid};
-use crate::api::types::strict::Object;
+use crate::api::types::strict::ChatMessage;
 
 const ROLES: &str = "`system`, `developer`, `user` or `assistant`";
 
-/// Checks `messages` and returns them as an array for the template.
+/// Checks `messages` and returns them as the template wants them.
 ///
 /// # Errors
 /// The path of the first thing that cannot be.
-pub(super) fn check(messages: Vec<Object>) -> Result<Value, AdmitError> {
+pub(super) fn check(messages: Vec<ChatMessage>) -> Result<Vec<Arc<Message>>, AdmitError> {
     if messages.is_empty() {
         return Err(invalid("messages", "`messages` cannot be empty"));
     }
-    let check = |(index, Object(message)): (usize, Object)| {
-        check_message(&format!("messages[{index}]"), message).map(Value::Object)
+    let check = |(index, ChatMessage(message)): (usize, ChatMessage)| {
+        check_message(&format!("messages[{index}]"), message).map(Arc::new)
     };
-    messages.into_iter().enumerate().map(check).collect::<Result<Vec<_>, _>>().map(Value::Array)
+    messages.into_iter().enumerate().map(check).collect()
 }
 
-fn check_message(path: &str, mut message: Map<String, Value>) -> Result<Map<String, Value>, AdmitError> {
+fn check_message(path: &str, mut message: Message) -> Result<Message, AdmitError> {
     refuse_tools(path, &mut message)?;
-    let role = match message.get("role") {
-        Some(Value::String(role)) => role.as_str(),
-        _ => return Err(invalid(format!("{path}.role"), format!("`{path}.role` must be {ROLES}"))),
+    let Some(role) = message.text("role") else {
+        return Err(invalid(format!("{path}.role"), format!("`{path}.role` must be {ROLES}")));
     };
     match role {
         "system" | "user" | "assistant" => {}
         // What newer clients call the system: templates know only the older name.
-        "developer" => {
-            message.insert("role".to_owned(), Value::from("system"));
-        }
+        "developer" => message.set("role", "system".into()),
         "tool" | "function" => {
             return Err(unsupported(format!("{path}.role"), "tool calling is not supported yet"));
         }
@@ -43,18 +43,19 @@ fn check_message(path: &str, mut message: Map<String, Value>) -> Result<Map<Stri
             return Err(invalid(format!("{path}.role"), message));
         }
     }
-    let content = text(&format!("{path}.content"), message.remove("content").unwrap_or_default())?;
-    message.insert("content".to_owned(), Value::String(content));
-    message.retain(|_, value| !value.is_null());
+    if message.text("content").is_none() {
+        let content = text(&format!("{path}.content"), message.get("content"))?;
+        message.set("content", content.as_str().into());
+    }
     Ok(message)
 }
 
 /// Tool calls in the history would be lost on a template that does not know them; saying that there are none is fine.
-fn refuse_tools(path: &str, message: &mut Map<String, Value>) -> Result<(), AdmitError> {
+fn refuse_tools(path: &str, message: &mut Message) -> Result<(), AdmitError> {
     for name in ["tool_calls", "function_call", "tool_call_id", "audio"] {
         let asks_for_nothing = match &message.remove(name) {
-            None | Some(Value::Null) => true,
-            Some(Value::Array(items)) => items.is_empty(),
+            None | Some(Field::Json(Value::Null)) => true,
+            Some(Field::Json(Value::Array(items))) => items.is_empty(),
             Some(_) => false,
         };
         if !asks_for_nothing {
@@ -64,24 +65,23 @@ fn refuse_tools(path: &str, message: &mut Map<String, Value>) -> Result<(), Admi
     Ok(())
 }
 
-/// Content as one string: itself, or the texts of its parts, put together.
-fn text(path: &str, content: Value) -> Result<String, AdmitError> {
+/// Content of parts as one string: their texts, put together.
+fn text(path: &str, content: Option<&Field>) -> Result<String, AdmitError> {
     match content {
-        Value::String(text) => Ok(text),
-        Value::Array(parts) => {
+        Some(Field::Json(Value::Array(parts))) => {
             let part = |(index, part)| part_text(&format!("{path}[{index}]"), part);
-            parts.into_iter().enumerate().map(part).collect()
+            parts.iter().enumerate().map(part).collect()
         }
         _ => Err(invalid(path, format!("`{path}` must be a string or an array of parts"))),
     }
 }
 
-fn part_text(path: &str, part: Value) -> Result<String, AdmitError> {
-    let Value::Object(mut part) = part else {
+fn part_text<'a>(path: &str, part: &'a Value) -> Result<&'a str, AdmitError> {
+    let Value::Object(part) = part else {
         return Err(invalid(path, format!("`{path}` must be an object with `type` and `text`")));
     };
     match part.get("type").and_then(Value::as_str) {
-        Some("text") => match part.remove("text") {
+        Some("text") => match part.get("text") {
             Some(Value::String(text)) => Ok(text),
             _ => Err(invalid(format!("{path}.text"), format!("`{path}.text` must be a string"))),
         },
@@ -101,9 +101,8 @@ fn unsupported(param: String, reason: &str) -> AdmitError {
 mod tests {
     use super::*;
 
-    fn verdict(messages: &str) -> String {
-        let messages = serde_json::from_str(messages).unwrap();
-        check(messages).map_or_else(|error| error.to_string(), |messages| messages.to_string())
+    fn checked(messages: &str) -> Result<Vec<Arc<Message>>, String> {
+        check(serde_json::from_str(messages).unwrap()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -113,15 +112,15 @@ mod tests {
             (r#"[{"content":"a","role":"developer"}]"#, r#"[{"role":"system","content":"a"}]"#),
             (
                 r#"[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}],"name":"n"}]"#,
-                r#"[{"role":"user","name":"n","content":"ab"}]"#,
+                r#"[{"role":"user","content":"ab","name":"n"}]"#,
             ),
             (
                 r#"[{"role":"assistant","content":"a","refusal":null,"tool_calls":[],"reasoning_content":"r"}]"#,
-                r#"[{"role":"assistant","reasoning_content":"r","content":"a"}]"#,
+                r#"[{"role":"assistant","content":"a","refusal":null,"reasoning_content":"r"}]"#,
             ),
         ] {
-            let normal = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-            assert_eq!(normal(&verdict(messages)), normal(expect), "{messages}");
+            let ChatMessage(expect) = serde_json::from_str::<[ChatMessage; 1]>(expect).unwrap()[0].clone();
+            assert_eq!(checked(messages), Ok(vec![Arc::new(expect)]), "{messages}");
         }
     }
 
@@ -163,7 +162,7 @@ mod tests {
                 "`messages[0].tool_calls` is not supported: only text is supported yet",
             ),
         ] {
-            assert_eq!(verdict(messages), expect, "{messages}");
+            assert_eq!(checked(messages), Err(expect.to_owned()), "{messages}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
         chat::{ChatFields, ChatRequest},
         completions::{CompletionRequest, Prompts},
         openai::CommonRequest,
-        strict::Object,
+        strict::{ChatMessage, Object},
     },
     config::Limits,
 };
@@ -61,14 +61,14 @@ pub fn lower_messages(request: ChatRequest) -> Result<ChatPrompt, AdmitError> {
     chat_prompt(request.messages, request.chat)
 }
 
-fn chat_prompt(messages: Vec<Object>, chat: ChatFields) -> Result<ChatPrompt, AdmitError> {
+fn chat_prompt(messages: Vec<ChatMessage>, chat: ChatFields) -> Result<ChatPrompt, AdmitError> {
     let Object(mut kwargs) = chat.chat_template_kwargs.unwrap_or_default();
     check_kwargs(&kwargs)?;
     if let Some(effort) = chat.reasoning_effort {
         kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
     }
-    let role = messages.last().and_then(|Object(last)| last.get("role"));
-    let ends_with_assistant = role.and_then(Value::as_str) == Some("assistant");
+    let role = messages.last().and_then(|ChatMessage(last)| last.text("role"));
+    let ends_with_assistant = role == Some("assistant");
     let (add_generation_prompt, continue_final_message) =
         last_message(chat.add_generation_prompt, chat.continue_final_message, ends_with_assistant)?;
     let messages = messages::check(messages)?;

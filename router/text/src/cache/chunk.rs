@@ -38,11 +38,16 @@ impl Grain {
     }
 }
 
-/// A hash (FNV-1a, its high bits) of the bytes around `at`.
+/// A hash of the bytes around `at`: the state of a multiply-and-add over words, its high bits.
 fn around(bytes: &[u8], at: usize) -> u64 {
-    let window = &bytes[at.saturating_sub(BEFORE)..bytes.len().min(at + AFTER)];
-    let hash = window.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    let mut window = [0; BEFORE + AFTER];
+    let (start, end) = (at.saturating_sub(BEFORE), bytes.len().min(at + AFTER));
+    // Zeros stand for what lies outside of the text.
+    let first = BEFORE - (at - start);
+    window[first..first + (end - start)].copy_from_slice(&bytes[start..end]);
+    let (words, _) = window.as_chunks::<8>();
+    let hash = words.iter().fold(0_u64, |hash, word| {
+        (hash.rotate_left(23) ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     });
     hash >> 40
 }

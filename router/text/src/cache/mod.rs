@@ -29,6 +29,9 @@ use crate::tokenizer::Tokenizer;
 /// Below so many bytes of new text, another thread costs more than it saves.
 const MIN_BYTES_PER_THREAD: usize = 16 << 10;
 
+/// Room left behind the ids of a prompt, so that the first tokens of an answer do not move them all.
+const ROOM: usize = 1024;
+
 /// A tokenizer that remembers, for each namespace `N` by itself. Share it between threads.
 #[derive(Debug)]
 pub struct TokenCache<N> {
@@ -115,7 +118,7 @@ impl<N: Clone + Eq + Hash + Send + Sync> Lookup<'_, N> {
         self.encode_new(num_threads.clamp(1, self.num_useful_threads()))?;
         let known = || self.parts.iter().filter_map(|part| part.ids.as_deref());
         let num_ids = known().map(<[u32]>::len).sum::<usize>();
-        let mut ids = Vec::with_capacity(before.len() + num_ids + after.len());
+        let mut ids = Vec::with_capacity(before.len() + num_ids + after.len() + ROOM);
         ids.extend_from_slice(before);
         known().for_each(|part| ids.extend_from_slice(part));
         ids.extend_from_slice(after);

@@ -8,20 +8,23 @@
 
 mod filters;
 mod json;
+mod message;
+mod pieces;
 mod pycompat;
 mod python;
 mod rewrites;
 mod strftime;
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::error::TemplateError;
+pub use message::{Field, Message};
 pub use rewrites::Rewrite;
 
 /// The one template of each environment.
@@ -34,8 +37,6 @@ const FUEL_PER_VALUE: u64 = 20_000;
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 /// Stands after the final message while it is rendered, to find its end. As in `transformers`.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
-/// Names under which clients pass a message's reasoning; templates read the first, some the second.
-const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A compiled chat template. Rendering takes `&self`: share it freely.
 pub struct ChatTemplate {
@@ -48,8 +49,8 @@ pub struct ChatTemplate {
 /// What a chat template is given.
 #[derive(Debug, Clone, Copy)]
 pub struct TemplateInput<'a> {
-    /// The chat: an array of objects with `role` and `content`. Fields that are null are left out.
-    pub messages: &'a Json,
+    /// The chat: messages with `role` and `content`. Fields that are null are left out.
+    pub messages: &'a [Arc<Message>],
     /// The tools that the model may call, as an array of JSON schemas.
     pub tools: Option<&'a Json>,
     /// Whether to end with the opening of the assistant's answer.
@@ -77,9 +78,10 @@ impl ChatTemplate {
         environment
             .set_formatter(|output, _, value| output.write_str(&python::to_str(value)).map_err(Error::from));
         filters::add_to(&mut environment);
+        environment.add_filter(pieces::AS_TEXT, pieces::as_text);
         environment.add_function("raise_exception", raise_exception);
         environment
-            .add_template_owned(NAME, strip_generation_tags(source))
+            .add_template_owned(NAME, pieces::split_sums(&strip_generation_tags(source)))
             .map_err(|error| TemplateError::Syntax(describe(&error)))?;
         Ok(Self {
             environment,
@@ -99,23 +101,19 @@ impl ChatTemplate {
     /// # Errors
     /// Every variant of [`TemplateError`] but `Syntax`.
     pub fn render(&self, input: &TemplateInput<'_>) -> Result<String, TemplateError> {
-        let invalid = || TemplateError::Render("messages must be an array of objects".to_owned());
-        let messages = input.messages.as_array().ok_or_else(invalid)?;
-        let messages = messages.iter().map(|message| message.as_object().ok_or_else(invalid));
-        let mut messages =
-            messages.map(|message| Ok(Cow::Borrowed(message?))).collect::<Result<Vec<_>, _>>()?;
+        let mut messages = input.messages.iter().map(Message::prepared).collect::<Vec<_>>();
         let continued =
             if input.continue_final_message { Some(self.mark_final(input, &mut messages)?) } else { None };
-        let fuel =
-            BASE_FUEL + FUEL_PER_VALUE * (count_values(input.messages) + input.tools.map_or(0, count_values));
+        let fuel = BASE_FUEL
+            + FUEL_PER_VALUE * (1 + count_fields(input.messages) + input.tools.map_or(0, count_values));
         // A clone shares the compiled template; only the budget is its own.
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
         let template = environment.get_template(NAME).map_err(|error| render_error(&error, fuel))?;
         // Mostly the messages themselves, once.
-        let num_bytes = count_bytes(input.messages);
+        let num_bytes = input.messages.iter().map(|message| count_bytes(message)).sum::<usize>();
         let mut output = Capped { bytes: Vec::with_capacity(num_bytes + num_bytes / 16), over: false };
-        let messages = messages.iter().map(|message| message_value(message)).collect();
+        let messages = messages.into_iter().map(Value::from_dyn_object).collect();
         let variables = self.variables(input, messages);
         if let Err(error) = template.render_captured_to(variables, &mut output) {
             return Err(if output.over {
@@ -153,26 +151,33 @@ impl ChatTemplate {
     fn mark_final(
         &self,
         input: &TemplateInput<'_>,
-        messages: &mut [Cow<'_, Map<String, Json>>],
+        messages: &mut [Arc<Message>],
     ) -> Result<String, TemplateError> {
         let fail = |reason: &str| Err(TemplateError::CannotContinue(reason.to_owned()));
         if input.add_generation_prompt {
             return fail("continue_final_message and add_generation_prompt exclude each other");
         }
-        let Some(message) = messages.last_mut().map(Cow::to_mut) else {
+        let Some(message) = messages.last_mut().map(Arc::make_mut) else {
             return fail("continue_final_message is set but there are no messages");
         };
         if !self.source.contains("content") {
             return fail("continue_final_message is set but the chat template does not show `content`");
         }
-        let text = match message.get_mut("content") {
-            Some(Json::Array(blocks)) => blocks.iter_mut().rev().find_map(|block| block.get_mut("text")),
-            other => other,
-        };
-        match text {
-            Some(Json::String(text)) => {
+        match message.remove("content") {
+            Some(Field::Text(text)) => {
+                message.set("content", Field::Text(format!("{text}{CONTINUE_TAG}").into()));
+                Ok(text.to_string())
+            }
+            Some(Field::Json(Json::Array(mut blocks))) => {
+                let last = blocks.iter_mut().rev().find_map(|block| block.get_mut("text"));
+                let Some(Json::String(text)) = last else {
+                    return fail(
+                        "continue_final_message is set but the final message has no text to continue",
+                    );
+                };
                 let original = text.clone();
                 text.push_str(CONTINUE_TAG);
+                message.set("content", Field::Json(Json::Array(blocks)));
                 Ok(original)
             }
             _ => fail("continue_final_message is set but the final message has no text to continue"),
@@ -205,19 +210,13 @@ fn cut_after_final(mut text: String, final_text: &str) -> Result<String, Templat
     }
 }
 
-/// A message as templates see it: without null fields, and with reasoning under each of its names, as in `transformers`.
-fn message_value(message: &Map<String, Json>) -> Value {
-    let fields = message.iter().filter(|(_, value)| !value.is_null());
-    let mut fields =
-        fields.map(|(name, value)| (name.as_str(), Value::from_serialize(value))).collect::<Vec<_>>();
-    let field = |name: &str| fields.iter().find(|(other, _)| *other == name).map(|(_, value)| value.clone());
-    if let Some(reasoning) = REASONING_FIELDS.into_iter().find_map(field) {
-        if field("thinking").is_none() {
-            fields.push(("thinking", reasoning.clone()));
-        }
-        fields.push(("reasoning_content", reasoning));
-    }
-    fields.into_iter().collect()
+/// Values of messages and their fields.
+fn count_fields(messages: &[Arc<Message>]) -> u64 {
+    let count = |(_, field): (&str, &Field)| match field {
+        Field::Text(_) => 1,
+        Field::Json(value) => count_values(value),
+    };
+    messages.iter().map(|message| 1 + message.fields().map(count).sum::<u64>()).sum()
 }
 
 fn count_values(value: &Json) -> u64 {
@@ -228,14 +227,9 @@ fn count_values(value: &Json) -> u64 {
     }
 }
 
-/// Bytes of all text in it.
-fn count_bytes(value: &Json) -> usize {
-    match value {
-        Json::String(text) => text.len(),
-        Json::Array(values) => values.iter().map(count_bytes).sum(),
-        Json::Object(fields) => fields.values().map(count_bytes).sum(),
-        _ => 0,
-    }
+/// Bytes of the text of a message.
+fn count_bytes(message: &Message) -> usize {
+    message.fields().filter_map(|(_, field)| field.as_str()).map(str::len).sum()
 }
 
 /// `{% generation %}` marks the assistant's words for training. Here it is a block that does nothing, with its own

@@ -5,11 +5,12 @@
 //! a model's cache does less than it could.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, json};
 
-use super::{ChatTemplate, TemplateInput};
+use super::{ChatTemplate, Message, TemplateInput};
 
 /// What a template does to a conversation that goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +84,7 @@ impl Probe<'_> {
 
     /// The first `count` messages, and the opening of an answer after a question; `None` if the template refuses.
     fn render(&self, count: usize, since_1970: Duration) -> Option<String> {
-        let messages = (0..count).map(|index| self.message(index)).collect::<Json>();
+        let messages = (0..count).map(|index| self.message(index)).collect::<Vec<_>>();
         let input = TemplateInput {
             messages: &messages,
             tools: None,
@@ -95,16 +96,17 @@ impl Probe<'_> {
         self.template.render(&input).ok()
     }
 
-    fn message(&self, index: usize) -> Json {
+    fn message(&self, index: usize) -> Arc<Message> {
         let number = index / 2 + 1;
-        match (index % 2, self.thinking) {
+        let message = match (index % 2, self.thinking) {
             (0, _) => json!({"role": "user", "content": question(number)}),
             (_, false) => json!({"role": "assistant", "content": format!("Answer {number}.")}),
             (_, true) => {
                 let thinking = format!("Thought {number}.");
                 json!({"role": "assistant", "content": format!("Answer {number}."), "reasoning_content": thinking})
             }
-        }
+        };
+        Arc::new(message.as_object().cloned().unwrap_or_default().into())
     }
 }
 

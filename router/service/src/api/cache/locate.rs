@@ -1,7 +1,8 @@
 //! A position in a prompt, told in words: the text around it, and the message that it is in.
 
-use anaphora_text::{TextError, Tokenizer};
-use serde_json::Value;
+use std::sync::Arc;
+
+use anaphora_text::{Message, TextError, Tokenizer};
 
 use crate::{
     admit::{Prompt, Tokenized},
@@ -21,10 +22,10 @@ impl Located {
     /// The messages of a chat.
     pub(super) fn messages(prompts: &[Prompt]) -> Self {
         let messages = match prompts {
-            [Prompt::Chat(chat)] => chat.messages.as_array().map_or(&[][..], Vec::as_slice),
+            [Prompt::Chat(chat)] => &chat.messages[..],
             _ => &[],
         };
-        let content = |message: &Value| message["content"].as_str().unwrap_or_default().to_owned();
+        let content = |message: &Arc<Message>| message.text("content").unwrap_or_default().to_owned();
         Self { contents: messages.iter().map(content).collect() }
     }
 

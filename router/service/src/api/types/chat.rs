@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     openai::{CommonRequest, FinishReason, Usage},
-    strict::Object,
+    strict::{ChatMessage, Object},
 };
 
 /// Body of `/v1/chat/completions` and `/chat_tokenize`.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
     /// The conversation. Each message is checked by [`crate::admit`] and handed to the chat template with all its keys.
-    pub messages: Vec<Object>,
+    pub messages: Vec<ChatMessage>,
     /// What else only chat has.
     pub chat: ChatFields,
     /// What it shares with text completions.

@@ -1,12 +1,19 @@
 //! JSON whose objects have every key once. A plain [`Value`] keeps the last of two, and whoever looked at the request before us may
 //! have seen the first.
 
+use std::borrow::Cow;
+
+use anaphora_text::{Field, Message};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Number, Value};
 
 /// A JSON object without duplicate keys, at any depth.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Object(pub Map<String, Value>);
+
+/// A message of a chat, likewise.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChatMessage(pub Message);
 
 /// A JSON value without duplicate keys, at any depth.
 struct Strict(Value);
@@ -84,6 +91,97 @@ impl<'de> de::Visitor<'de> for Visitor {
     }
 }
 
+// === impl ChatMessage ===
+
+impl<'de> Deserialize<'de> for ChatMessage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MessageVisitor)
+    }
+}
+
+struct MessageVisitor;
+
+impl<'de> de::Visitor<'de> for MessageVisitor {
+    type Value = ChatMessage;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<ChatMessage, A::Error> {
+        let mut message = Message::default();
+        while let Some(Text(name)) = entries.next_key()? {
+            if message.get(&name).is_some() {
+                return Err(de::Error::custom(format_args!("duplicate field `{name}`")));
+            }
+            let StrictField(field) = entries.next_value()?;
+            message.set(&name, field);
+        }
+        Ok(ChatMessage(message))
+    }
+}
+
+/// A string that is borrowed if it can be.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A field of a message. Text goes to where it stays at once.
+struct StrictField(Field);
+
+impl<'de> Deserialize<'de> for StrictField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FieldVisitor)
+    }
+}
+
+struct FieldVisitor;
+
+impl<'de> de::Visitor<'de> for FieldVisitor {
+    type Value = StrictField;
+
+    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Visitor.expecting(formatter)
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<StrictField, E> {
+        Ok(StrictField(value.into()))
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<StrictField, E> {
+        Visitor.visit_unit().map(StrictField::from)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<StrictField, E> {
+        Visitor.visit_bool(value).map(StrictField::from)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<StrictField, E> {
+        Visitor.visit_i64(value).map(StrictField::from)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<StrictField, E> {
+        Visitor.visit_u64(value).map(StrictField::from)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<StrictField, E> {
+        Visitor.visit_f64(value).map(StrictField::from)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, items: A) -> Result<StrictField, A::Error> {
+        Visitor.visit_seq(items).map(StrictField::from)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, entries: A) -> Result<StrictField, A::Error> {
+        Visitor.visit_map(entries).map(StrictField::from)
+    }
+}
+
+impl From<Strict> for StrictField {
+    fn from(Strict(value): Strict) -> Self {
+        Self(value.into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +193,9 @@ mod tests {
         assert_eq!(Value::Object(map).to_string(), good);
         for bad in [r#"{"a":1,"a":1}"#, r#"{"a":[{"b":1,"b":2}]}"#, "[]", "1", r#""a""#, "null"] {
             assert!(serde_json::from_str::<Object>(bad).is_err(), "{bad}");
+            assert!(serde_json::from_str::<ChatMessage>(bad).is_err(), "{bad}");
         }
+        let ChatMessage(message) = serde_json::from_str(good).unwrap();
+        assert_eq!(message, serde_json::from_str::<Map<String, Value>>(good).unwrap().into());
     }
 }
