@@ -1,6 +1,7 @@
 //! Prompts to tokens, on a bounded pool of threads.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -11,7 +12,11 @@ use std::{
 use anaphora_core::request::Namespace;
 use anaphora_text::{Message, TemplateInput, TextConfig, TokenCache, Tokenizer};
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::Semaphore,
+    task::{block_in_place, spawn_blocking},
+};
 
 use super::{AdmitError, Bounds, invalid};
 use crate::api::{ApiError, App};
@@ -78,6 +83,7 @@ pub async fn tokenize(
         truncate,
         bounds,
         bytes_per_token: app.encoder.bytes_per_token,
+        max_id: app.encoder.max_id,
     };
     let all = move || {
         prompts.into_iter().map(|prompt| job.tokenize(prompt)).collect::<Result<Vec<_>, AdmitError>>()
@@ -103,6 +109,7 @@ struct TokenizeJob {
     truncate: Option<u32>,
     bounds: Bounds,
     bytes_per_token: usize,
+    max_id: u32,
 }
 
 impl TokenizeJob {
@@ -127,14 +134,15 @@ impl TokenizeJob {
         if let Some(truncate) = self.truncate {
             ids.drain(..ids.len().saturating_sub(truncate as usize));
         }
-        match ids.iter().copied().max() {
-            None => Err(invalid("prompt", "the prompt has no tokens")),
-            Some(id) if id >= self.bounds.vocab_size => {
-                let message = "the prompt has a token that the model does not know";
-                Err(AdmitError::Tokenizer(message.to_owned()))
-            }
-            Some(_) => Ok(Tokenized { text: Some(text), ids }),
+        if ids.is_empty() {
+            return Err(invalid("prompt", "the prompt has no tokens"));
         }
+        // A tokenizer and a model that belong together agree, and then there is nothing to look for in a long prompt.
+        if self.max_id >= self.bounds.vocab_size && ids.iter().any(|id| *id >= self.bounds.vocab_size) {
+            let message = "the prompt has a token that the model does not know";
+            return Err(AdmitError::Tokenizer(message.to_owned()));
+        }
+        Ok(Tokenized { text: Some(text), ids })
     }
 
     /// The ids of `text`. A long one takes threads of the pool that have nothing to do, besides its own.
@@ -204,6 +212,8 @@ pub struct Encoder {
     max_jobs: usize,
     num_threads: usize,
     bytes_per_token: usize,
+    /// Of the tokenizer's tokens.
+    max_id: u32,
 }
 
 /// Why the pool did not do a job.
@@ -229,6 +239,7 @@ impl Encoder {
             max_jobs: num_threads + max_waiting,
             num_threads,
             bytes_per_token: bytes_per_token(tokenizer),
+            max_id: tokenizer.max_id(),
         }
     }
 
@@ -267,7 +278,12 @@ impl Encoder {
             let _held = (place, permit);
             span.in_scope(job)
         };
-        tokio::task::spawn_blocking(job).await.map_err(|_| EncoderError::Panicked)
+        if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
+            // On this very thread: the runtime's other work moves to another one, and the request loses no time to that.
+            let outcome = block_in_place(|| catch_unwind(AssertUnwindSafe(job)));
+            return outcome.map_err(|_| EncoderError::Panicked);
+        }
+        spawn_blocking(job).await.map_err(|_| EncoderError::Panicked)
     }
 }
 

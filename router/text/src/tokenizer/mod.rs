@@ -131,6 +131,11 @@ impl Tokenizer {
         self.inner.vocab_size
     }
 
+    /// The highest id of a token. O(vocabulary).
+    pub fn max_id(&self) -> u32 {
+        self.inner.pipeline.get_vocab(true).into_values().max().unwrap_or(0)
+    }
+
     /// Where texts may be cut.
     pub(crate) fn cuts(&self) -> &Cuts {
         &self.inner.cuts
