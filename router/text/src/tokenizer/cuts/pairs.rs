@@ -97,7 +97,20 @@ impl Pairs {
 
     pub(super) fn next(&self, text: &str, from: usize) -> Option<usize> {
         let from = (from..text.len()).find(|&at| text.is_char_boundary(at))?;
-        text[from..].char_indices().map(|(offset, _)| from + offset).find(|&at| self.is_cut(text, at))
+        let (before, after) = text.split_at(from);
+        let mut before = before.chars().next_back().and_then(Symbol::of);
+        let mut symbols =
+            after.char_indices().map(|(offset, next)| (from + offset, Symbol::of(next))).peekable();
+        while let Some((at, symbol)) = symbols.next() {
+            // As in `is_cut`, with each character looked at once.
+            let meets =
+                before.zip(symbol).is_some_and(|(first, second)| self.after[first.index()].contains(second));
+            if meets && symbols.peek().is_some_and(|(_, third)| third.is_some()) {
+                return Some(at);
+            }
+            before = symbol;
+        }
+        None
     }
 }
 
