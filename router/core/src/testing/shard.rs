@@ -105,6 +105,11 @@ impl ShardModel {
         }
     }
 
+    /// A sequence that has ended is not asked for again.
+    pub fn forget(&mut self, id: SequenceId) {
+        self.texts.remove(&id);
+    }
+
     /// Tells what a sequence is, so that its rows can be checked.
     pub fn introduce(&mut self, id: SequenceId, request: &Request) {
         self.texts.insert(id, Text::new(request));

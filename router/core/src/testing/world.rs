@@ -114,6 +114,18 @@ impl World {
         self.scheduler.check_invariants();
     }
 
+    /// Forgets the plans, the events, and all but the last `num_kept` sequences; everything has ended. For long lives.
+    pub fn forget(&mut self, num_kept: usize) {
+        self.plans.clear();
+        self.events.clear();
+        while self.outcomes.len() > num_kept
+            && let Some((id, outcome)) = self.outcomes.pop_first()
+        {
+            assert!(outcome.end.is_some(), "what has not ended is not forgotten");
+            self.shard.forget(id);
+        }
+    }
+
     /// Plans and commits until everything has ended. Panics if the scheduler stops before, or goes on for longer than it
     /// may: each round gets the sequence that is served first on, or frees what it lacks.
     pub fn run(&mut self) {
