@@ -5,8 +5,8 @@
 Real HTTP, and a shard that costs nothing: each turn sends the whole conversation again, with some 200 tokens more, and
 asks for one token. Measured is the time from the last byte of the body to the first of the answer: it has the parsing,
 the template, the tokens, the prefix match, the plan and the commit in it, and the way back, which makes it an upper
-bound. The cold figure is the same for conversations that the router has not seen: there, everything must be encoded. The
-full encode is what a server without a memory spends on the text of each turn: one call of Hugging Face's `tokenizers`.
+bound. The cold figure is the same for conversations that the router has not seen: there, everything must be encoded.
+The full encode is what a server without a memory spends on each turn's text: a call of Hugging Face's `tokenizers`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,16 @@ def main() -> None:
         *(milliseconds(row[name]) for name in ("p50", "p99", "cold", "full_encode")),
         f"{row['ratio']:.0f}",
     ]
-    header = ["prompt tokens", "new", "body MB", "warm p50 ms", "warm p99 ms", "cold ms", "full encode ms", "encode / warm p50"]
+    header = [
+        "prompt tokens",
+        "new",
+        "body MB",
+        "warm p50 ms",
+        "warm p99 ms",
+        "cold ms",
+        "full encode ms",
+        "encode / warm p50",
+    ]
     print(table(header, [body]))
     print(save(options.name, row, table(header, [body])))
 
