@@ -17,9 +17,9 @@ use std::ops::Range;
 
 use crate::{
     blocks::BlockPool,
-    ids::{BlockId, TokenId},
+    ids::{BlockId, Tick, TokenId},
     plan::BlockCopy,
-    radix::{Lock, NamespaceUsage, PrefixIndex},
+    radix::{Lock, NamespaceUsage, PrefixIndex, Stake},
     request::Namespace,
     scheduler::SchedulerConfig,
 };
@@ -79,11 +79,13 @@ impl PendingCopy {
     }
 }
 
-/// A reservation that does not fit; nothing was evicted for it.
+/// Why there is no reservation; nothing was evicted for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shortage {
-    /// Unheld blocks that the reservation needs before it, those that it would find in the index among them.
-    pub num_needed: u32,
+pub enum Refusal {
+    /// It does not fit: it needs so many unheld blocks before it, those that it would find in the index among them.
+    Shortage(u32),
+    /// Of the free blocks it needs so many, and for the lack of them would cost others this.
+    Costly(u32, Stake),
 }
 
 /// No block is free, and none can be evicted.
@@ -119,16 +121,17 @@ impl KvCache {
     /// Finds what is cached of `tokens`, holds it, and takes blocks for the rest, evicting if need be.
     ///
     /// At least the last token stays to be computed, since its logits are wanted. `room` more blocks must be left unheld
-    /// afterwards for others to grow.
+    /// afterwards for others to grow. `is_worth` says whether what an eviction costs others may be spent.
     ///
     /// # Errors
-    /// If that does not fit, in which case nothing changes and nothing is evicted.
+    /// If that does not fit or is not worth it, in which case nothing changes and nothing is evicted.
     pub fn reserve(
         &mut self,
         namespace: &Namespace,
         tokens: &[TokenId],
         room: u32,
-    ) -> Result<Reservation, Shortage> {
+        is_worth: impl FnOnce(&Stake) -> bool,
+    ) -> Result<Reservation, Refusal> {
         let num_total = tokens.len().div_ceil(self.block_size);
         let mut found = self.find(namespace, tokens);
         let num_new = num_total - found.num_blocks;
@@ -137,7 +140,14 @@ impl KvCache {
             found = found.whole_blocks();
             let num_needed = num_new as u32 + self.index.num_newly_locked(&found);
             if num_needed + room > self.num_available() {
-                return Err(Shortage { num_needed });
+                return Err(Refusal::Shortage(num_needed));
+            }
+        }
+        let num_evicted = num_new.saturating_sub(self.num_free() as usize);
+        if num_evicted > 0 {
+            let stake = self.index.stake(num_evicted, &found);
+            if !is_worth(&stake) {
+                return Err(Refusal::Costly(num_new as u32, stake));
             }
         }
         let acquired = self.index.acquire(&found);
@@ -150,6 +160,11 @@ impl KvCache {
         });
         let num_cached_tokens = num_indexed * self.block_size + found.num_partial_tokens();
         Ok(Reservation { table, num_cached_tokens, copy })
+    }
+
+    /// It is `now`.
+    pub fn set_time(&mut self, now: Tick) {
+        self.index.set_time(now);
     }
 
     /// How many of `tokens` a reservation would find, now. O(tokens found).

@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use crate::ids::SequenceId;
+use crate::ids::{SequenceId, Tick};
 
 /// The order in which sequences are served: higher priority first, then first come, first served. The victim of a
 /// preemption is the last in this order, so that the oldest sequence of the highest priority always gets on.
@@ -83,6 +83,14 @@ pub fn step_limit_us(target_itl_us: u64, decodes_alone_us: f64) -> f64 {
 #[must_use]
 pub fn is_short(num_left: u32, shortest: u32) -> bool {
     num_left <= shortest / 2
+}
+
+/// When a prefix that was reused before may be given up for a sequence that waits: once it has been idle for as long as it
+/// would take to compute it again. Whoever comes back sooner finds it; whoever does not come back has cost the one who waits
+/// no more than a lost prefix would have cost the device (the ski-rental problem: Karlin et al. 1988).
+#[must_use]
+pub fn idle_enough_at(last_used: u64, recompute_us: f64) -> Tick {
+    Tick(last_used.saturating_add(recompute_us as u64))
 }
 
 /// Which of the cached blocks that nobody reads are given up first. Always leaves before what they continue.

@@ -32,6 +32,8 @@ pub(crate) enum Wait {
     Turn,
     /// So many available blocks, beside the room for others to grow.
     Blocks(u32),
+    /// So many free blocks, or this time: until then, what it would evict is likely to be wanted again.
+    Idle(u32, Tick),
     /// Another sequence's prefill: the index will then hold more of this one's tokens.
     Prefill {
         /// Where the other one runs.
@@ -79,7 +81,7 @@ pub(crate) struct Sequence {
     /// Whether a row of it was ever planned.
     pub(crate) has_started: bool,
     pub(crate) wait: Wait,
-    /// Tokens of the sequences that passed it while it was first in the queue.
+    /// Tokens that the sequences which passed it while it was first in the queue had to compute.
     pub(crate) num_overtaken: usize,
 
     // While it has a slot.
@@ -154,6 +156,11 @@ impl Sequence {
     /// Tokens that it may compute in all. The last generated one is never computed.
     pub(crate) fn num_positions(&self) -> usize {
         self.num_prompt + self.max_new_tokens as usize - 1
+    }
+
+    /// Tokens that it may still compute if `num_left` of its prefill are left.
+    pub(crate) fn num_to_compute(&self, num_left: u32) -> usize {
+        (num_left + self.max_new_tokens - self.num_generated()) as usize - 1
     }
 
     /// Blocks that it may still need beyond `num_blocks`, as far ahead as `horizon` blocks.

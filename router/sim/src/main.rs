@@ -63,12 +63,14 @@ const EVICTIONS: [Eviction; 2] = [Eviction::Lru, Eviction::CostAware];
 const TARGETS_US: [u64; 4] = [25_000, 50_000, 100_000, u64::MAX];
 
 fn main() {
-    title("Eviction: 200 agents of 12 turns on one replica, later turns");
-    for interval_s in [40, 60, 90] {
+    title("Eviction: 200 agents of 12 turns on one replica");
+    for interval_s in [30, 40, 60, 90] {
+        let sessions = agents(200, 12, interval_s * 1_000_000, 1);
         for eviction in EVICTIONS {
+            let cluster = with_eviction(1, eviction);
             let name = format!("one every {interval_s} s, {eviction:?}");
-            let sessions = agents(200, 12, interval_s * 1_000_000, 1);
-            row(&name, &with_eviction(1, eviction), &sessions, is_later);
+            row(&format!("{name}: first turns"), &cluster, &sessions, |turn| !is_later(turn));
+            row(&format!("{name}: later turns"), &cluster, &sessions, is_later);
         }
     }
     title(

@@ -52,6 +52,20 @@ fn agents_that_fit_pay_for_their_new_tokens() {
 }
 
 #[test]
+fn agents_that_do_not_fit_take_turns_instead_of_each_others_cache() {
+    let mut agents = small_agents(24);
+    for agent in &mut agents {
+        // They come back sooner than their prefix could be computed again.
+        (agent.start_us, agent.think_us) = (4 * agent.start_us, 20_000);
+        agent.turns.extend_from_within(1..);
+    }
+    let turns = simulate(&cluster(1, Routing::Sticky), &agents);
+    let later = Report::new(&turns, |turn| turn.turn > 0);
+    assert!(later.hit_rate > 0.8, "{later}");
+    insta::assert_snapshot!(later);
+}
+
+#[test]
 fn sessions_stay_with_their_cache() {
     let hit_rate = |routing| {
         // No multiple of the replicas, or sessions that take turns would stay where they are by taking turns.

@@ -101,6 +101,7 @@ impl PrefixIndex {
             assert_eq!(child.start, node.start + node.tokens.len(), "children begin where their parent ends");
             assert_eq!(child.parent(), Some(id), "children know their parent");
             assert_eq!(&key[..], child.key(self.block_size), "children stand under their key");
+            assert!(!child.was_reused || node.was_reused, "who reads a node reads all above it");
             assert!(
                 child.num_locks > 0
                     || child.last_used <= node.last_used

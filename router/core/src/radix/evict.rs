@@ -1,8 +1,11 @@
 //! Taking blocks out of the index: leaves first, by the policy of eviction, and from the end of their runs.
 
-use std::ops::Bound::{Excluded, Unbounded};
+use std::{
+    collections::BTreeSet,
+    ops::Bound::{Excluded, Unbounded},
+};
 
-use super::{NodeId, PrefixIndex};
+use super::{Match, NodeId, PrefixIndex};
 use crate::{
     ids::{BlockId, TokenId},
     request::Namespace,
@@ -11,7 +14,53 @@ use crate::{
 /// Where an unlocked leaf stands among those that can be evicted: by what it is worth, then by when it was last used.
 pub(super) type Standing = (u64, u64, NodeId);
 
+/// What an eviction would lose that was of use before: blocks which a later sequence has read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stake {
+    /// When the last used of them was used.
+    pub last_used: u64,
+    /// Tokens to compute if they are wanted again…
+    pub num_tokens: u64,
+    /// …and pairs of one of these tokens and a token that it attends to.
+    pub num_pairs: u64,
+}
+
 impl PrefixIndex {
+    /// What is at stake if `num_blocks` blocks are evicted while `reader` is held. O(nodes that would lose blocks).
+    #[must_use]
+    pub fn stake(&self, num_blocks: usize, reader: &Match) -> Stake {
+        let above = |id: &NodeId| self.nodes[*id].parent();
+        let held: BTreeSet<NodeId> = std::iter::successors(reader.end.map(|(node, _)| node), above).collect();
+        let (mut stake, mut num_left) = (Stake::default(), num_blocks);
+        for (_, _, leaf) in &self.evictable {
+            // What it hangs from can go next, if nothing else hangs from that.
+            let mut at = Some(*leaf).filter(|leaf| !held.contains(leaf));
+            while let Some(id) = at {
+                let node = &self.nodes[id];
+                let num_taken = num_left.min(node.blocks.len());
+                num_left -= num_taken;
+                if node.was_reused {
+                    let num_tokens = (num_taken * self.block_size) as u64;
+                    let end = (node.start + node.tokens.len()) as u64;
+                    stake.last_used = stake.last_used.max(node.last_used);
+                    stake.num_tokens += num_tokens;
+                    stake.num_pairs += num_tokens * (2 * end - num_tokens.min(end)) / 2;
+                }
+                if num_left == 0 {
+                    return stake;
+                }
+                at = node.parent().filter(|parent| {
+                    let node = &self.nodes[*parent];
+                    node.num_locks == 0
+                        && node.children.len() == 1
+                        && !node.is_root()
+                        && !held.contains(parent)
+                });
+            }
+        }
+        stake
+    }
+
     /// Takes out up to `num_blocks` blocks that nobody holds, and appends them to `evicted`.
     ///
     /// A run loses its last blocks first, so what remains of it is still a prefix.

@@ -37,6 +37,7 @@ impl PrefixIndex {
         // It is the first block of its node: if blocks before it matched, they were just split off.
         let partial = found.partial.map(|Partial { node, .. }| (self.nodes[node].blocks[0], self.lock(node)));
         let lock = end.map(|node| self.lock(node));
+        self.mark_reused(end);
         Acquired { blocks: self.path_blocks(end, found.num_blocks), lock, partial }
     }
 
@@ -76,6 +77,18 @@ impl PrefixIndex {
             if self.nodes[id].is_evictable() {
                 self.mark_evictable(id);
             }
+        }
+    }
+
+    /// All above a node that was reused were, too.
+    fn mark_reused(&mut self, end: Option<NodeId>) {
+        let mut at = end;
+        while let Some(id) = at {
+            let node = &mut self.nodes[id];
+            if std::mem::replace(&mut node.was_reused, true) {
+                return;
+            }
+            at = node.parent();
         }
     }
 

@@ -40,17 +40,18 @@ use std::{
 };
 
 pub(crate) use self::node::common_prefix;
+pub use self::{
+    evict::Stake,
+    explain::NamespaceUsage,
+    lock::{Acquired, Lock},
+};
 use self::{
     evict::Standing,
     node::{Above, Node, NodeId, Slab},
     quota::Quotas,
 };
-pub use self::{
-    explain::NamespaceUsage,
-    lock::{Acquired, Lock},
-};
 use crate::{
-    ids::{BlockId, TokenId},
+    ids::{BlockId, Tick, TokenId},
     policy::Eviction,
     request::Namespace,
 };
@@ -72,7 +73,7 @@ pub struct PrefixIndex {
     /// What the last evicted run was worth, at most: see [`Eviction::CostAware`].
     inflation: u64,
     quotas: Quotas,
-    /// Logical time: counts uses, so that no clock is read.
+    /// Counts uses, and is no less than the time that it was told last, in microseconds: no clock is read.
     time: u64,
     num_blocks: u32,
     num_locked: u32,
@@ -142,6 +143,11 @@ impl PrefixIndex {
             num_blocks: 0,
             num_locked: 0,
         }
+    }
+
+    /// It is `now`: what is used from now on counts as used no earlier.
+    pub fn set_time(&mut self, now: Tick) {
+        self.time = self.time.max(now.0);
     }
 
     /// Tokens of a block.
@@ -341,7 +347,7 @@ impl PrefixIndex {
         let mut upper = Node::below(&self.nodes[parent], parent, (upper_tokens, upper_blocks));
         let node = &self.nodes[id];
         upper.num_locks = u32::from(node.num_locks > 0);
-        (upper.last_used, upper.worth) = (node.last_used, node.worth);
+        (upper.last_used, upper.worth, upper.was_reused) = (node.last_used, node.worth, node.was_reused);
         upper.children.insert(lower_key, id);
         let upper = self.nodes.insert(upper);
         self.nodes[id].above = Above::Node(upper);

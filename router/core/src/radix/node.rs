@@ -51,6 +51,8 @@ pub(super) struct Node {
     pub(super) last_used: u64,
     /// What it was worth then, by the policy of eviction.
     pub(super) worth: u64,
+    /// Whether a later sequence has read it.
+    pub(super) was_reused: bool,
 }
 
 impl Node {
@@ -65,7 +67,18 @@ impl Node {
 
     fn new(above: Above, root: NodeId, start: usize, (tokens, blocks): (Vec<TokenId>, Vec<BlockId>)) -> Self {
         let children = BTreeMap::new();
-        Self { above, root, start, tokens, blocks, children, num_locks: 0, last_used: 0, worth: 0 }
+        Self {
+            above,
+            root,
+            start,
+            tokens,
+            blocks,
+            children,
+            num_locks: 0,
+            last_used: 0,
+            worth: 0,
+            was_reused: false,
+        }
     }
 
     pub(super) fn is_root(&self) -> bool {

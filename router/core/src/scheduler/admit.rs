@@ -2,7 +2,11 @@
 //!
 //! In order of rank, while slots and tokens of the step are left. A sequence that does not fit stops the queue behind it. If
 //! sequences of lower priority are in its way, they are preempted for it. Short ones of its own priority may pass it, but no
-//! more of them than have as many tokens as it has itself: so it waits at most about twice as long as if nobody could pass.
+//! more of them than compute as many tokens as it has itself: so it waits at most about twice as long as if nobody could pass.
+//!
+//! While others run, a sequence does not take a prefix that was reused before and may soon be wanted again
+//! ([`idle_enough_at`]): otherwise conversations that do not all fit would evict each other at every turn, and all of
+//! them be computed again and again.
 //!
 //! A sequence whose prompt is just being computed by another one lets others pass and takes the blocks when they are ready.
 //! No sequence is looked at in full again until what it waits for may have happened, so a step costs nothing per token of a
@@ -13,11 +17,12 @@
 
 use super::{Place, Scheduler};
 use crate::{
-    cache::Shortage,
+    cache::Refusal,
+    cost::StepShape,
     ids::Tick,
     plan::Event,
-    policy::{Rank, growth_room, is_short},
-    radix::common_prefix,
+    policy::{Rank, growth_room, idle_enough_at, is_short},
+    radix::{Stake, common_prefix},
     sequence::{Phase, Sequence, Wait},
 };
 
@@ -31,6 +36,8 @@ enum Verdict {
     Passes,
     /// It lacks a slot, or so many blocks. Only short ones may go first.
     Blocked(u32),
+    /// It would take a prefix from others that they are likely to come back for. Only short ones may go first.
+    Held,
 }
 
 /// The running sequences, as far as they are in the way of new ones.
@@ -47,7 +54,7 @@ struct Crowd {
 
 impl Scheduler {
     /// Gives slots and blocks to waiting sequences, as far as a step with `budget` tokens left has some for them.
-    pub(super) fn admit(&mut self, budget: u32) {
+    pub(super) fn admit(&mut self, budget: u32, now: Tick) {
         if self.waiting.is_empty() || budget == 0 {
             return;
         }
@@ -55,12 +62,14 @@ impl Scheduler {
         let mut before = None;
         while let Some(rank) = self.waiting.after(before) {
             if !crowd.has_tokens_for(rank, self.waiting.num_left(rank), budget) {
-                return self.let_short_ones_pass(rank, budget, &mut crowd);
+                return self.let_short_ones_pass(rank, budget, &mut crowd, now);
             }
-            match self.consider(rank, &mut crowd) {
+            match self.consider(rank, &mut crowd, now) {
                 Verdict::Admitted | Verdict::Passes => before = Some(rank),
                 Verdict::Blocked(num_blocks) if self.make_way(rank, num_blocks) => crowd = self.crowd(),
-                Verdict::Blocked(_) => return self.let_short_ones_pass(rank, budget, &mut crowd),
+                Verdict::Blocked(_) | Verdict::Held => {
+                    return self.let_short_ones_pass(rank, budget, &mut crowd, now);
+                }
             }
         }
     }
@@ -96,7 +105,7 @@ impl Scheduler {
     }
 
     /// Admits the waiting sequence at `rank` if it should and can run.
-    fn consider(&mut self, rank: Rank, crowd: &mut Crowd) -> Verdict {
+    fn consider(&mut self, rank: Rank, crowd: &mut Crowd, now: Tick) -> Verdict {
         let sequence = self.waiting.get(rank);
         let num_blocks = sequence.tokens.len().div_ceil(self.config.block_size as usize);
         let growth = crowd.growth + self.growth(sequence, num_blocks);
@@ -107,6 +116,8 @@ impl Scheduler {
             Wait::Prefill { .. } => {}
             Wait::Blocks(num) if num + room > self.cache.num_available() => return Verdict::Blocked(num),
             Wait::Blocks(_) => {}
+            Wait::Idle(num, until) if self.is_idle_time_left(num, until, now) => return Verdict::Held,
+            Wait::Idle(..) => {}
         }
         if self.vacant_slots.is_empty() {
             return Verdict::Blocked(0);
@@ -116,10 +127,17 @@ impl Scheduler {
             self.counters.prefix_waits += 1;
             return Verdict::Passes;
         }
-        match self.cache.reserve(&sequence.namespace, &sequence.tokens, room) {
-            Err(Shortage { num_needed }) => {
+        let is_alone = self.running.is_empty();
+        let may_go = |stake: &Stake| idle_enough_at(stake.last_used, self.costs.predict_us(&shape_of(stake)));
+        let is_worth = |stake: &Stake| is_alone || stake.num_tokens == 0 || may_go(stake) <= now;
+        match self.cache.reserve(&sequence.namespace, &sequence.tokens, room, is_worth) {
+            Err(Refusal::Shortage(num_needed)) => {
                 self.waiting.get_mut(rank).wait = Wait::Blocks(num_needed);
                 Verdict::Blocked(num_needed)
+            }
+            Err(Refusal::Costly(num_free, stake)) => {
+                self.waiting.get_mut(rank).wait = Wait::Idle(num_free, may_go(&stake));
+                Verdict::Held
             }
             Ok(reservation) => {
                 let mut sequence = self.waiting.remove(rank).expect("it was just there. This is a bug.");
@@ -137,7 +155,7 @@ impl Scheduler {
     }
 
     /// Admits short sequences before the blocked one at `head`, within its patience.
-    fn let_short_ones_pass(&mut self, head: Rank, budget: u32, crowd: &mut Crowd) {
+    fn let_short_ones_pass(&mut self, head: Rank, budget: u32, crowd: &mut Crowd, now: Tick) {
         let mut length = None;
         for _ in 0..MAX_LOOKS {
             let Some(next) = self.waiting.longer(head.priority(), length) else { return };
@@ -145,15 +163,15 @@ impl Scheduler {
             if next.rank <= head {
                 continue;
             }
-            let num_positions = self.waiting.get(next.rank).num_positions();
-            let num_overtaken = self.waiting.get(head).num_overtaken + num_positions;
+            let num_tokens = self.waiting.get(next.rank).num_to_compute(next.num_left);
+            let num_overtaken = self.waiting.get(head).num_overtaken + num_tokens;
             let has_tokens = crowd.has_tokens_for(next.rank, next.num_left, budget);
             if !has_tokens || num_overtaken > self.waiting.get(head).num_positions() {
                 return;
             }
-            match self.consider(next.rank, crowd) {
+            match self.consider(next.rank, crowd, now) {
                 Verdict::Admitted => self.waiting.get_mut(head).num_overtaken = num_overtaken,
-                Verdict::Passes => {}
+                Verdict::Passes | Verdict::Held => {}
                 Verdict::Blocked(_) => return,
             }
         }
@@ -179,6 +197,11 @@ impl Scheduler {
         self.running.insert(sequence.rank, slot);
         self.num_prefilling += 1;
         self.slots[slot.0 as usize] = Some(sequence);
+    }
+
+    /// Whether what a sequence would evict has to be left alone for longer. Never while nothing runs: nobody would gain by it.
+    fn is_idle_time_left(&self, num_free: u32, until: Tick, now: Tick) -> bool {
+        now < until && self.cache.num_free() < num_free && !self.running.is_empty()
     }
 
     /// Whether the prefill that a sequence waits for is still on its way. It may have passed the point, or have ended.
@@ -226,6 +249,11 @@ impl Scheduler {
     fn growth(&self, sequence: &Sequence, num_blocks: usize) -> u32 {
         sequence.growth(num_blocks, self.config.block_size as usize, self.growth_blocks)
     }
+}
+
+/// The prefill that would bring back what is at stake.
+fn shape_of(stake: &Stake) -> StepShape {
+    StepShape { num_prefill_tokens: stake.num_tokens, num_pairs: stake.num_pairs, ..StepShape::default() }
 }
 
 impl Crowd {

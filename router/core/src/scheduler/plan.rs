@@ -52,12 +52,13 @@ impl Scheduler {
         if self.in_flight.len() >= self.config.max_in_flight as usize {
             return None;
         }
+        self.cache.set_time(now);
         let mut draft = Draft::new(self.next_step, self.config.max_step_tokens);
         self.plan_decodes(&mut draft);
         if self.num_prefilling > 0 || !self.waiting.is_empty() {
             self.costs.fit();
             let budget = self.prefill_budget(&draft, &self.prefills());
-            self.admit(budget);
+            self.admit(budget, now);
             self.plan_prefills(&mut draft, now);
         }
         self.expire(now);

@@ -114,6 +114,11 @@ impl World {
         self.scheduler.check_invariants();
     }
 
+    /// Lets so many microseconds pass.
+    pub fn wait(&mut self, duration_us: u64) {
+        self.now.0 += duration_us;
+    }
+
     /// Forgets the plans, the events, and all but the last `num_kept` sequences; everything has ended. For long lives.
     pub fn forget(&mut self, num_kept: usize) {
         self.plans.clear();

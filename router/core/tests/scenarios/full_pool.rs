@@ -92,3 +92,75 @@ fn a_tenant_over_its_quota_loses_its_own_blocks() {
     );
     assert_eq!(world.scheduler.explain(&Namespace::default(), &prompt(0, 100)).num_cached_tokens, 99);
 }
+
+// === Conversations that do not all fit ===
+
+/// A conversation of two turns, which fills more than half of the pool, and beside it a sequence that decodes.
+fn a_conversation_and_a_neighbour() -> (World, Vec<TokenId>) {
+    let mut world = World::new(CONFIG);
+    let mut text = prompt(0, 240);
+    for turn in 1..3 {
+        let id = world.submit(request(text.clone(), 4)).unwrap();
+        world.run();
+        text.extend_from_slice(&world.outcomes[&id].tokens);
+        text.extend(prompt(turn, 4));
+    }
+    world.submit(request(prompt(8, 5), 100)).unwrap();
+    world.plan();
+    world.commit();
+    (world, text)
+}
+
+fn step(world: &mut World, num_steps: u32) {
+    for _ in 0..num_steps {
+        world.plan();
+        world.commit();
+    }
+}
+
+#[test]
+fn a_conversation_that_may_go_on_is_not_taken_by_who_can_wait() {
+    let (mut world, text) = a_conversation_and_a_neighbour();
+    let long = world.submit(request(prompt(9, 200), 1)).unwrap();
+    step(&mut world, 5);
+    assert_eq!(world.outcomes[&long].cached_tokens, None, "it would have to evict the conversation");
+    let turn = world.submit(request(text.clone(), 4)).unwrap();
+    step(&mut world, 5);
+    assert_eq!(world.outcomes[&turn].cached_tokens, Some(text.len() as u32 - 5), "the next turn passes it");
+    world.run();
+    assert_complete(&world);
+}
+
+#[test]
+fn a_conversation_that_has_paused_for_long_is_taken() {
+    let (mut world, _) = a_conversation_and_a_neighbour();
+    let long = world.submit(request(prompt(9, 200), 1)).unwrap();
+    step(&mut world, 1);
+    world.wait(1_000_000);
+    step(&mut world, 2);
+    assert_eq!(world.outcomes[&long].cached_tokens, Some(0));
+    world.run();
+    assert_complete(&world);
+}
+
+#[test]
+fn nobody_waits_for_a_conversation_while_nothing_runs() {
+    let (mut world, _) = a_conversation_and_a_neighbour();
+    let neighbour = *world.outcomes.keys().last().unwrap();
+    world.cancel(neighbour);
+    let long = world.submit(request(prompt(9, 200), 1)).unwrap();
+    step(&mut world, 1);
+    assert_eq!(world.outcomes[&long].cached_tokens, Some(0));
+}
+
+#[test]
+fn a_prompt_that_nobody_came_back_for_is_taken_at_once() {
+    let mut world = World::new(CONFIG);
+    world.submit(request(prompt(0, 240), 4)).unwrap();
+    world.run();
+    world.submit(request(prompt(8, 5), 100)).unwrap();
+    step(&mut world, 1);
+    let long = world.submit(request(prompt(9, 200), 1)).unwrap();
+    step(&mut world, 2);
+    assert_eq!(world.outcomes[&long].cached_tokens, Some(0));
+}

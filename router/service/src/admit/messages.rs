@@ -109,7 +109,7 @@ mod tests {
     fn messages_become_what_templates_expect() {
         for (messages, expect) in [
             (r#"[{"role":"user","content":"a"}]"#, r#"[{"role":"user","content":"a"}]"#),
-            (r#"[{"content":"a","role":"developer"}]"#, r#"[{"role":"system","content":"a"}]"#),
+            (r#"[{"content":"a","role":"developer"}]"#, r#"[{"content":"a","role":"system"}]"#),
             (
                 r#"[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}],"name":"n"}]"#,
                 r#"[{"role":"user","content":"ab","name":"n"}]"#,
