@@ -4,7 +4,7 @@
 //! `SOAK_SECONDS=600 cargo test --release -p anaphora-core --test soak -- --nocapture` soaks for ten minutes; without the
 //! variable it is two seconds.
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "it ends by the clock")]
-#![expect(clippy::print_stdout, reason = "progress")]
+#![expect(clippy::print_stdout, clippy::disallowed_macros, reason = "progress")]
 
 use std::time::{Duration, Instant};
 

@@ -100,12 +100,12 @@ fn a_conversation_and_a_neighbour() -> (World, Vec<TokenId>) {
     let mut world = World::new(CONFIG);
     let mut text = prompt(0, 240);
     for turn in 1..3 {
-        let id = world.submit(request(text.clone(), 4)).unwrap();
+        let id = world.submit(request(text.clone(), 4)).expect("it fits");
         world.run();
         text.extend_from_slice(&world.outcomes[&id].tokens);
         text.extend(prompt(turn, 4));
     }
-    world.submit(request(prompt(8, 5), 100)).unwrap();
+    world.submit(request(prompt(8, 5), 100)).expect("it fits");
     world.plan();
     world.commit();
     (world, text)
