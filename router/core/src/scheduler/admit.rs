@@ -128,7 +128,10 @@ impl Scheduler {
             return Verdict::Passes;
         }
         let is_alone = self.running.is_empty();
-        let may_go = |stake: &Stake| idle_enough_at(stake.last_used, self.costs.predict_us(&shape_of(stake)));
+        // The index counts uses, which may run ahead of the clock.
+        let may_go = |stake: &Stake| {
+            idle_enough_at(stake.last_used.min(now.0), self.costs.predict_us(&shape_of(stake)))
+        };
         let is_worth = |stake: &Stake| is_alone || stake.num_tokens == 0 || may_go(stake) <= now;
         match self.cache.reserve(&sequence.namespace, &sequence.tokens, room, is_worth) {
             Err(Refusal::Shortage(num_needed)) => {
