@@ -1,4 +1,4 @@
-//! Prompts to tokens, on a bounded pool of threads.
+//! Prompts to tokens, a bounded number at a time.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -201,8 +201,8 @@ fn last_bytes(text: &str, max_bytes: usize) -> &str {
 /// Bytes of the token cache: some 150 conversations of 200,000 tokens.
 const CACHE_BYTES: usize = 512 << 20;
 
-/// A bounded pool of threads for work that would hold up the reactor: parsing, templates, tokenising. With it goes what they
-/// have tokenised before.
+/// Work that would hold up the reactor (parsing, templates, tokenising), on a bounded number of threads. With it goes what
+/// was tokenised before.
 #[derive(Debug)]
 pub struct Encoder {
     cache: Arc<TokenCache<Arc<Namespace>>>,
