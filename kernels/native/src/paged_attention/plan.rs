@@ -5,15 +5,19 @@
 //! rows with few queries   sharing a prefix:  [ shared by 3 rows ][ own ]      a segment is some rows' queries
 //!                                            [       "          ][ own ]      over a stretch of keys; long ones
 //!                                            [       "          ][  own  ]    are split into several items
-//! rows with many          in tiles of QUERY_TILE:   [ keys up to the tile's last token ]
+//! rows with many          in tiles of queries:      [ keys up to the tile's last token ]
 //! ```
 
 use std::ops::Range;
 
 use super::{Batch, Heads, window_start};
 
-/// Query vectors (tokens × group) of an item, at most.
-pub(super) const QUERY_TILE: usize = 192;
+/// Query vectors (tokens × group) of an item, at most…
+const QUERY_TILE: usize = 192;
+/// …or so many, where nearly all of their keys are seen by all of them: keys that are packed once then serve more.
+const LONG_QUERY_TILE: usize = 768;
+/// Elements of these vectors, at most: what an item keeps of them should stay in a core's own cache.
+const QUERY_ELEMENTS: usize = 48 << 10;
 /// Keys taken at a time.
 pub(super) const KEY_TILE: usize = 64;
 /// Up to so many query vectors per key-value head, keys are read where they lie instead of packed.
@@ -81,7 +85,7 @@ impl Plan {
     /// For layers with these heads and this window, on `num_threads` threads.
     #[must_use]
     pub fn new(batch: &Batch, heads: Heads, sliding_window: Option<usize>, num_threads: usize) -> Self {
-        let segments = segments(batch, heads.group(), sliding_window);
+        let segments = segments(batch, heads, sliding_window);
         let mut plan = Self::default();
         let cost = |segment: &Segment| {
             (num_vectors(&segment.members, heads.group()) + KEY_COST)
@@ -176,7 +180,15 @@ fn num_vectors(members: &[Member], group: usize) -> usize {
     members.iter().map(|member| member.tokens.len() * group).sum()
 }
 
-fn segments(batch: &Batch, group: usize, sliding_window: Option<usize>) -> Vec<Segment> {
+/// Tokens of an item's queries, at most, if `num_cached` tokens stand before a row's first.
+fn tile_tokens(heads: Heads, num_cached: usize) -> usize {
+    let long = (QUERY_ELEMENTS / heads.head_dim.max(1)).clamp(QUERY_TILE, LONG_QUERY_TILE);
+    let tile = if num_cached * heads.group() >= 4 * long { long } else { QUERY_TILE };
+    (tile / heads.group()).max(1)
+}
+
+fn segments(batch: &Batch, heads: Heads, sliding_window: Option<usize>) -> Vec<Segment> {
+    let group = heads.group();
     let mut segments = Vec::new();
     let mut own_start = vec![0; batch.rows().len()];
     if sliding_window.is_none() {
@@ -185,8 +197,9 @@ fn segments(batch: &Batch, group: usize, sliding_window: Option<usize>) -> Vec<S
         share(batch, group, &mut rows, 0, 0, &mut own_start, &mut segments);
     }
     for (index, row) in batch.rows().iter().enumerate() {
-        for begin in (0..row.query_length).step_by((QUERY_TILE / group).max(1)) {
-            let tokens = begin..(begin + (QUERY_TILE / group).max(1)).min(row.query_length);
+        let tile = tile_tokens(heads, sliding_window.unwrap_or(usize::MAX).min(row.num_cached()));
+        for begin in (0..row.query_length).step_by(tile) {
+            let tokens = begin..(begin + tile).min(row.query_length);
             let first = window_start(sliding_window, row.num_cached() + tokens.start).max(own_start[index]);
             let keys = first..row.num_cached() + tokens.end;
             let members = vec![Member { row: index, tokens }];
