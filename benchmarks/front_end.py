@@ -16,7 +16,6 @@ import json
 import random
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from client import WORDS, percentile
@@ -108,7 +107,7 @@ def measure(server: Router, options: argparse.Namespace) -> dict[str, Any]:
     times = [seconds for seconds, _ in warm]
     new = [usage["prompt"] - usage["cached"] for _, usage in warm]
     prompts = [usage["prompt"] for _, usage in warm]
-    tokenizer = Tokenizer.from_file(str(Path(smollm2_safetensors()) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(smollm2_safetensors() / "tokenizer.json"))
     encode = full_encode_seconds(tokenizer, Conversation(options.colds, words).text())
     return {
         "prompt_tokens": percentile(prompts, 0.5),

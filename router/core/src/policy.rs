@@ -85,9 +85,10 @@ pub fn is_short(num_left: u32, shortest: u32) -> bool {
     num_left <= shortest / 2
 }
 
-/// When a prefix that was reused before may be given up for a sequence that waits: once it has been idle for as long as it
-/// would take to compute it again. Whoever comes back sooner finds it; whoever does not come back has cost the one who waits
-/// no more than a lost prefix would have cost the device (the ski-rental problem: Karlin et al. 1988).
+/// When a prefix that was reused before, and last used at `last_used` (in microseconds), may be given up for a sequence that
+/// waits: once it has been idle for as long as it would take to compute it again. Whoever comes back sooner finds it; whoever
+/// does not come back has cost the one who waits no more than a lost prefix would have cost the device (the ski-rental
+/// problem: Karlin et al. 1988).
 #[must_use]
 pub fn idle_enough_at(last_used: u64, recompute_us: f64) -> Tick {
     Tick(last_used.saturating_add(recompute_us as u64))

@@ -17,7 +17,7 @@ pub(super) type Standing = (u64, u64, NodeId);
 /// What an eviction would lose that was of use before: blocks which a later sequence has read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stake {
-    /// When the last used of them was used.
+    /// When the last used of them was used, in the index's time (microseconds, or a little ahead of them).
     pub last_used: u64,
     /// Tokens to compute if they are wanted again…
     pub num_tokens: u64,

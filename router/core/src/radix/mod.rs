@@ -22,8 +22,8 @@
 //! compare is all that a match costs.
 //!
 //! Must hold: every block of the index stands in one node; a node's run differs from its siblings' in the first block;
-//! `num_locked` counts the blocks of nodes with `num_locks > 0`; the evictable set is exactly the unlocked leaves; a tenant over
-//! its quota has no blocks that nobody holds.
+//! `num_locked` counts the blocks of nodes with `num_locks > 0`; the evictable set is exactly the unlocked leaves; above a node
+//! that was reused all were; a tenant over its quota has no blocks that nobody holds.
 
 #[cfg(any(test, feature = "testing"))]
 mod check;

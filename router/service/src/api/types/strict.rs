@@ -1,7 +1,7 @@
 //! JSON whose objects have every key once. A plain [`Value`] keeps the last of two, and whoever looked at the request before us may
 //! have seen the first.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, marker::PhantomData};
 
 use anaphora_text::{Field, Message};
 use serde::{Deserialize, Deserializer, de};
@@ -18,9 +18,12 @@ pub struct ChatMessage(pub Message);
 /// A JSON value without duplicate keys, at any depth.
 struct Strict(Value);
 
+/// A field of a message, likewise. Text goes at once to where it stays.
+struct StrictField(Field);
+
 impl<'de> Deserialize<'de> for Object {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match deserializer.deserialize_map(Visitor)? {
+        match deserializer.deserialize_map(Visitor(PhantomData))? {
             Strict(Value::Object(map)) => Ok(Self(map)),
             Strict(other) => Err(de::Error::custom(format_args!("expected an object, not {other}"))),
         }
@@ -29,56 +32,81 @@ impl<'de> Deserialize<'de> for Object {
 
 impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_any(Visitor(PhantomData))
     }
 }
 
-struct Visitor;
+impl<'de> Deserialize<'de> for StrictField {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Visitor(PhantomData))
+    }
+}
 
-impl<'de> de::Visitor<'de> for Visitor {
-    type Value = Strict;
+/// What a value becomes.
+trait Build: From<Strict> {
+    fn text(text: &str) -> Self;
+}
+
+impl Build for Strict {
+    fn text(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl Build for StrictField {
+    fn text(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<Strict> for StrictField {
+    fn from(Strict(value): Strict) -> Self {
+        Self(value.into())
+    }
+}
+
+struct Visitor<T>(PhantomData<T>);
+
+impl<'de, T: Build> de::Visitor<'de> for Visitor<T> {
+    type Value = T;
 
     fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("a JSON object")
     }
 
-    fn visit_unit<E>(self) -> Result<Strict, E> {
-        Ok(Strict(Value::Null))
+    fn visit_unit<E>(self) -> Result<T, E> {
+        Ok(Strict(Value::Null).into())
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Strict, E> {
-        Ok(Strict(value.into()))
+    fn visit_bool<E>(self, value: bool) -> Result<T, E> {
+        Ok(Strict(value.into()).into())
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Strict, E> {
-        Ok(Strict(value.into()))
+    fn visit_i64<E>(self, value: i64) -> Result<T, E> {
+        Ok(Strict(value.into()).into())
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Strict, E> {
-        Ok(Strict(value.into()))
+    fn visit_u64<E>(self, value: u64) -> Result<T, E> {
+        Ok(Strict(value.into()).into())
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Strict, E> {
-        Ok(Strict(Number::from_f64(value).map_or(Value::Null, Value::Number)))
+    fn visit_f64<E>(self, value: f64) -> Result<T, E> {
+        Ok(Strict(Number::from_f64(value).map_or(Value::Null, Value::Number)).into())
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Strict, E> {
-        Ok(Strict(value.into()))
+    fn visit_str<E>(self, value: &str) -> Result<T, E> {
+        Ok(T::text(value))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Strict, E> {
-        Ok(Strict(value.into()))
-    }
-
-    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Strict, A::Error> {
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<T, A::Error> {
         let mut values = Vec::new();
         while let Some(Strict(value)) = items.next_element()? {
             values.push(value);
         }
-        Ok(Strict(Value::Array(values)))
+        Ok(Strict(Value::Array(values)).into())
     }
 
-    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<Strict, A::Error> {
+    fn visit_map<A: de::MapAccess<'de>>(self, mut entries: A) -> Result<T, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if map.contains_key(&key) {
@@ -87,7 +115,7 @@ impl<'de> de::Visitor<'de> for Visitor {
             let Strict(value) = entries.next_value()?;
             map.insert(key, value);
         }
-        Ok(Strict(Value::Object(map)))
+        Ok(Strict(Value::Object(map)).into())
     }
 }
 
@@ -124,63 +152,6 @@ impl<'de> de::Visitor<'de> for MessageVisitor {
 /// A string that is borrowed if it can be.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// A field of a message. Text goes to where it stays at once.
-struct StrictField(Field);
-
-impl<'de> Deserialize<'de> for StrictField {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(FieldVisitor)
-    }
-}
-
-struct FieldVisitor;
-
-impl<'de> de::Visitor<'de> for FieldVisitor {
-    type Value = StrictField;
-
-    fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        Visitor.expecting(formatter)
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<StrictField, E> {
-        Ok(StrictField(value.into()))
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<StrictField, E> {
-        Visitor.visit_unit().map(StrictField::from)
-    }
-
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<StrictField, E> {
-        Visitor.visit_bool(value).map(StrictField::from)
-    }
-
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<StrictField, E> {
-        Visitor.visit_i64(value).map(StrictField::from)
-    }
-
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<StrictField, E> {
-        Visitor.visit_u64(value).map(StrictField::from)
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<StrictField, E> {
-        Visitor.visit_f64(value).map(StrictField::from)
-    }
-
-    fn visit_seq<A: de::SeqAccess<'de>>(self, items: A) -> Result<StrictField, A::Error> {
-        Visitor.visit_seq(items).map(StrictField::from)
-    }
-
-    fn visit_map<A: de::MapAccess<'de>>(self, entries: A) -> Result<StrictField, A::Error> {
-        Visitor.visit_map(entries).map(StrictField::from)
-    }
-}
-
-impl From<Strict> for StrictField {
-    fn from(Strict(value): Strict) -> Self {
-        Self(value.into())
-    }
-}
 
 #[cfg(test)]
 mod tests {
