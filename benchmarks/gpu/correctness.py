@@ -83,6 +83,7 @@ def save_random_weights(shape: Shape) -> None:
     tensors = {
         name: torch.randn(part.shape, generator=generator) * 0.2 + part.random_mean
         for name, part in loaded.model.parts().items()
+        if not part.is_optional
     }
     save_file(tensors, shape.path / "model.safetensors")
 

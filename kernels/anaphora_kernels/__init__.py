@@ -6,6 +6,8 @@
                 rope_kv_store(query, key, value, cos, sin, key_cache, value_cache, indices)   in place: rope, kv_store
                 copy_blocks(pool, sources, destinations)                              in place
     products    linear(x, weight, bias)                                               -> [T, out]
+                linear_fp8(x, weight, weight_scales, bias, input_scale=None)          -> [T, out]
+                quantize_fp8(x, scale=None)                                           -> FP8 [T, n], scales [T, 1]
                 embedding(indices, weight, dtype)                                     -> [T, columns]
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
     rotary      rope(x, cos, sin)                                                     in place
@@ -22,8 +24,10 @@ from anaphora_kernels.embedding import embedding
 from anaphora_kernels.gelu_mul import gelu_mul
 from anaphora_kernels.kv_store import kv_indices, kv_store
 from anaphora_kernels.linear import linear
+from anaphora_kernels.linear_fp8 import linear_fp8
 from anaphora_kernels.paged_attention import AttentionMetadata, paged_attention
 from anaphora_kernels.paged_attention.shared_prefixes import SharedPrefixes
+from anaphora_kernels.quantize_fp8 import quantize_fp8
 from anaphora_kernels.rms_norm import rms_norm
 from anaphora_kernels.rope import rope
 from anaphora_kernels.rope_kv_store import rope_kv_store
@@ -40,7 +44,9 @@ __all__ = [
     "kv_indices",
     "kv_store",
     "linear",
+    "linear_fp8",
     "paged_attention",
+    "quantize_fp8",
     "rms_norm",
     "rope",
     "rope_kv_store",

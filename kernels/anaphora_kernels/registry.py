@@ -58,6 +58,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "gelu_mul": (TRITON, NATIVE, REFERENCE),
     "kv_store": (CACHE_TRITON, CACHE_REFERENCE),
     "linear": (PACKED, REFERENCE),
+    "linear_fp8": (Implementation("scaled_mm"), REFERENCE),
     "paged_attention": (
         Implementation("triton", devices=GPU, dtypes=FLOATS | FP8, capturable=True),
         NATIVE,
@@ -67,6 +68,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
         Implementation("flash_attention", devices=GPU, dtypes=HALVES),
         CACHE_REFERENCE,
     ),
+    "quantize_fp8": (TRITON, REFERENCE),
     "rms_norm": (TRITON, NATIVE, REFERENCE),
     "rope": (TRITON, REFERENCE),
     "rope_kv_store": (CACHE_TRITON, NATIVE, CACHE_REFERENCE),

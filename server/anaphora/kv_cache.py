@@ -9,8 +9,10 @@ write there.
 
 import math
 import mmap
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import repeat
+from typing import Any, NamedTuple
 
 import anaphora_kernels
 import torch
@@ -49,17 +51,27 @@ class LayerCache(NamedTuple):
 class KvCache:
     """The pool."""
 
-    def __init__(self, layout: KvLayout, num_blocks: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: KvLayout,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device,
+        scales: Tensor | None = None,  # [num_layers, 2, num_kv_heads] float32, as LayerCache's; for FP8
+    ) -> None:
+        """Not filled. Without `scales` they are 1: e4m3 has as many digits at any magnitude up to 448."""
         self.layout = layout
         self.num_blocks = num_blocks
         self.block_size = block_size
         shape = (layout.num_layers, 2, num_blocks + 1, block_size, layout.num_kv_heads, layout.head_dim)
         on_cpu = device.type == "cpu"
         self.pool = _host_pool(shape, layout.dtype) if on_cpu else torch.empty(shape, dtype=layout.dtype, device=device)
-        # e4m3 has as many digits at any magnitude up to 448, so that a scale of 1 does.
-        scale = torch.ones(layout.num_kv_heads, device=device) if layout.is_fp8 else None
+        by_layer: Iterable[Any] = repeat((None, None))
+        if layout.is_fp8:
+            shape_of_scales = (layout.num_layers, 2, layout.num_kv_heads)
+            by_layer = torch.ones(shape_of_scales, device=device) if scales is None else scales
         # Made once: slicing the pool in every layer of every step would cost more than small kernels do.
-        self._layers = [LayerCache(keys_values[0], keys_values[1], scale, scale) for keys_values in self.pool]
+        self._layers = [LayerCache(*pool, *scales_) for pool, scales_ in zip(self.pool, by_layer, strict=False)]
 
     def layer(self, index: int) -> LayerCache:
         """Its part of the pool."""

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from anaphora_kernels.linear.cpu import PackedRows
+from anaphora_kernels.linear_fp8 import Fp8Rows
 
 from anaphora import weights
 from anaphora.errors import ModelFileError, ShardError, UnsupportedModelError
@@ -20,6 +21,7 @@ from anaphora.models import CausalLM, model_class
 from anaphora.parallel import ParallelGroup
 
 _FP8_CAPABILITY: Final = (8, 9)
+_NEEDS_FP8: Final = "a GPU of compute capability 8.9 or later (Ada, Hopper)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class LoadedModel:
     model: CausalLM
     config: ModelConfig
     dtype: torch.dtype  # of activations, and of weights that are not packed
-    weight_formats: tuple[str, ...]  # of packed weights, the most usual first; none if there are none
+    weight_formats: tuple[str, ...]  # of packed and FP8 weights, the most usual first; none if there are none
     kv_layout: KvLayout  # what one token needs in this rank's KV pool
     fingerprint: (
         str  # hex; the same on every rank and after every restart, and another if the function could be another
@@ -49,26 +51,29 @@ def load_model(
 ) -> LoadedModel:
     """Loads a GGUF file or a Hugging Face directory onto `device`.
 
-    `quantize` says what becomes of weights, on a CPU:
+    `quantize` says what becomes of weights:
 
         none    they are held in `dtype`
-        gguf    a GGUF file's Q4_0, Q4_1, Q8_0, Q4_K and Q6_K are held and multiplied in their blocks
-        int8    they become bytes, 32 to a scale; what a GGUF file holds in blocks too
-        auto    gguf if `dtype` is auto, else none
+        gguf    on a CPU: a GGUF file's Q4_0, Q4_1, Q8_0, Q4_K and Q6_K are held and multiplied in their blocks
+        int8    on a CPU: they become bytes, 32 to a scale; what a GGUF file holds in blocks too
+        fp8     on a GPU: products in FP8, as a checkpoint in FP8 has them; of others, all but embedding and head
+        auto    gguf for such a file if `dtype` is auto, fp8 for a checkpoint in FP8, else none
 
     Raises ModelFileError (and what is below it) for files that are missing, damaged, or not supported, and
     ParallelError for a model that cannot be divided over the group.
     """
     if not path.exists():
         raise ModelFileError(f"{path} does not exist")
-    if kv_cache_dtype == "fp8_e4m3":
-        _check_fp8(device)
+    if kv_cache_dtype == "fp8_e4m3" and device.type == "cuda" and not has_fp8(device):
+        raise ShardError(f"--kv-cache-dtype fp8_e4m3 needs {_NEEDS_FP8}. Leave it at auto.")
     gguf_file = GgufFile(path) if path.is_file() and path.suffix != ".json" else None
     config = read_gguf_config(gguf_file) if gguf_file else read_hf_config(path)
     torch_dtype = _resolve_dtype(dtype, config, device)
-    quantize = _resolve_quantize(quantize, dtype, device, is_gguf=gguf_file is not None)
+    quantize = _resolve_quantize(quantize, dtype, device, config, is_gguf=gguf_file is not None)
+    keeps_floats = config.fp8_activations is not None and load_format != "dummy"
     with torch.inference_mode():
-        model = model_class(config.architecture)(config, Placement(group, torch_dtype, device, quantize))
+        placement = Placement(group, torch_dtype, device, quantize, keeps_floats)
+        model = model_class(config.architecture)(config, placement)
         parts = model.parts()
         source: weights.Source
         if load_format == "dummy":
@@ -78,7 +83,7 @@ def load_model(
                 gguf_file, list(parts), config.num_layers, model.from_gguf, keeps_blocks=quantize == "gguf"
             )
         else:
-            source = weights.SafetensorsSource(path)
+            source = weights.SafetensorsSource(path, config.fp8_activations)
         weights.check(source, parts, model.ignores)
         weights.load(source, parts, progress)
     kv_layout = model.kv_layout
@@ -88,12 +93,9 @@ def load_model(
     return LoadedModel(model, config, torch_dtype, _weight_formats(parts), kv_layout, fingerprint)
 
 
-def _check_fp8(device: torch.device) -> None:
-    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < _FP8_CAPABILITY:
-        raise ShardError(
-            f"--kv-cache-dtype fp8_e4m3 needs a GPU of compute capability 8.9 or later (Ada, Hopper); "
-            f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}. Leave it at auto."
-        )
+def has_fp8(device: torch.device) -> bool:
+    """Whether this device multiplies FP8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
 
 
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -102,10 +104,15 @@ def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torc
     return torch.bfloat16 if device.type == "cpu" else config.dtype
 
 
-def _resolve_quantize(name: str, dtype: str, device: torch.device, *, is_gguf: bool) -> str:
+def _resolve_quantize(name: str, dtype: str, device: torch.device, config: ModelConfig, *, is_gguf: bool) -> str:
+    is_cpu = device.type == "cpu"
     if name == "auto":
-        return "gguf" if is_gguf and device.type == "cpu" and dtype == "auto" else "none"
-    if name != "none" and (device.type != "cpu" or dtype == "float16"):
+        if is_gguf and is_cpu and dtype == "auto":
+            return "gguf"
+        return "fp8" if config.fp8_activations and has_fp8(device) else "none"
+    if name == "fp8" and not has_fp8(device):
+        raise UnsupportedModelError(f"--quantize fp8 needs {_NEEDS_FP8}; on a CPU there is int8")
+    if name in ("gguf", "int8") and (not is_cpu or dtype == "float16"):
         raise UnsupportedModelError(f"--quantize {name} needs a CPU, and --dtype bfloat16 or float32")
     if name == "gguf" and not is_gguf:
         raise UnsupportedModelError("--quantize gguf needs a GGUF file")
@@ -113,7 +120,7 @@ def _resolve_quantize(name: str, dtype: str, device: torch.device, *, is_gguf: b
 
 
 def _weight_formats(parts: Mapping[str, Part]) -> tuple[str, ...]:
-    packed = [part.destination for part in parts.values() if isinstance(part.destination, PackedRows)]
+    packed = [part.destination for part in parts.values() if isinstance(part.destination, PackedRows | Fp8Rows)]
     return tuple(name for name, _ in Counter(rows.format for rows in packed).most_common())
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from anaphora.errors import ModelFileError, UnsupportedModelError
+from anaphora.fp8_checkpoint import Activations, read_activations
 from anaphora.gguf_file import GgufFile
 from anaphora.layers.rotary import FactorScaling, LinearScaling, Llama3Scaling, RopeScaling
 
@@ -53,6 +54,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+    fp8_activations: Activations | None = None  # of a checkpoint in FP8; None: it is not
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -132,7 +134,7 @@ def parse_hf_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     defaults, details = HF_ARCHITECTURES[architecture]
     values = _Values({**defaults, **raw}, source)
     values.refuse_unless("hidden_act", "silu")
-    values.refuse_unless("quantization_config", None)
+    quantization = values.section("quantization_config")
     num_layers = values.get(int, "num_hidden_layers")
     num_heads = values.get(int, "num_attention_heads")
     hidden_size = values.get(int, "hidden_size")
@@ -155,6 +157,7 @@ def parse_hf_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         windows=(None,) * num_layers,
         attention_scale=head_dim**-0.5,
         tie_word_embeddings=_flag(values, "tie_word_embeddings"),
+        fp8_activations=read_activations(quantization, source) if quantization else None,
     )
     return details(values, config)
 

@@ -9,8 +9,10 @@ that the most memory in use is the parameters and one tensor.
 """
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,9 +23,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from anaphora.errors import MissingTensorError, ModelFileError, TensorShapeError, UnexpectedTensorError
+from anaphora.errors import (
+    MissingTensorError,
+    ModelFileError,
+    TensorShapeError,
+    UnexpectedTensorError,
+    UnsupportedModelError,
+)
+from anaphora.fp8_checkpoint import FP8, UNUSED_SCALES, Activations, Fp8Tensor, canonical_name
 from anaphora.gguf_file import GgufFile
-from anaphora.layers.parameters import Part
+from anaphora.layers.parameters import Part, StoredTensor
 from anaphora.quantized import QuantizedTensor
 
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all)
@@ -47,7 +56,7 @@ class Source(Protocol):
 
     table: dict[str, TensorInfo]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor | QuantizedTensor]]:
+    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
         """Every tensor of the table, in the order that reads best. The memory may be the mapped file's."""
         ...
 
@@ -58,15 +67,16 @@ class Source(Protocol):
 
 def check(source: Source, parts: Mapping[str, Part], ignores: Callable[[str], bool]) -> None:
     """Raises MissingTensorError, UnexpectedTensorError or TensorShapeError, naming tensors."""
-    missing = [name for name in parts if name not in source.table]
+    needed = [name for name, part in parts.items() if not part.is_optional]
+    missing = [name for name in needed if name not in source.table]
     if missing:
-        raise MissingTensorError(f"{len(missing)} of {len(parts)} tensors are missing: {_some(missing)}")
+        raise MissingTensorError(f"{len(missing)} of {len(needed)} tensors are missing: {_some(missing)}")
     unexpected = [name for name in source.table if name not in parts and not ignores(name)]
     if unexpected:
         raise UnexpectedTensorError(f"the model has no place for {len(unexpected)} tensors: {_some(unexpected)}")
     for name, part in parts.items():
-        info = source.table[name]
-        if info.shape != part.shape:
+        info = source.table.get(name)
+        if info is not None and not part.accepts(info.shape):
             raise TensorShapeError(
                 f"{info.file}: tensor {name} has shape {list(info.shape)}, "
                 f"but the configuration implies {list(part.shape)}"
@@ -75,13 +85,16 @@ def check(source: Source, parts: Mapping[str, Part], ignores: Callable[[str], bo
 
 def load(source: Source, parts: Mapping[str, Part], progress: Progress) -> None:
     """Fills the parameters. `check` comes first."""
-    done = 0
-    progress(done, len(parts))
+    done, total = 0, sum(name in source.table for name in parts)
+    progress(done, total)
     for name, tensor in source.tensors():
         if name in parts:
-            parts[name].load(tensor)
+            try:
+                parts[name].load(tensor)
+            except ValueError as error:
+                raise UnsupportedModelError(f"{source.table[name].file}: tensor {name}: {error}") from error
             done += 1
-            progress(done, len(parts))
+            progress(done, total)
 
 
 def _some(names: list[str]) -> str:
@@ -93,30 +106,76 @@ def _some(names: list[str]) -> str:
 
 
 class SafetensorsSource:
-    """The *.safetensors files of a Hugging Face directory: those that its index names, else all of them."""
+    """The *.safetensors files of a Hugging Face directory: those that its index names, else all of them.
 
-    def __init__(self, directory: Path) -> None:
+    A weight in FP8 is one tensor together with its scales; see `anaphora.fp8_checkpoint`.
+    """
+
+    def __init__(self, directory: Path, fp8_activations: Activations | None = None) -> None:
         """Reads the headers. Raises ModelFileError for files that are missing or damaged."""
         self.table: dict[str, TensorInfo] = {}
         self._headers: dict[Path, bytes] = {}
+        self._files: dict[str, Path] = {}  # by the tensors' own names
+        self._scales: dict[str, tuple[str, str | None]] = {}  # of FP8 weights: the names of their scales
         for file in _safetensors_files(directory):
             self._headers[file] = header = _safetensors_header(file)
             try:
                 with safe_open(file, framework="pt") as tensors:  # checks the header against the size of the file
                     for name in tensors.keys():  # noqa: SIM118  # not a dict
                         view = tensors.get_slice(name)
-                        self.table[name] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), file)
+                        self.table[canonical_name(name)] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), file)
+                        self._files[name] = file
             except SafetensorError as error:
                 raise ModelFileError(
                     f"{file} is not a whole safetensors file ({len(header)} bytes of header): {error}"
                 ) from error
+        if fp8_activations is not None:
+            self._fold_scales(fp8_activations)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, Tensor | Fp8Tensor]]:
         """See Source."""
-        for file in self._headers:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.offset_keys():
-                    yield name, tensors.get_tensor(name)
+        with ExitStack() as stack:
+            files = {file: stack.enter_context(safe_open(file, framework="pt")) for file in self._headers}
+
+            def number(name: str) -> Tensor:
+                scale: Tensor = files[self._files[name]].get_tensor(name)
+                return scale.squeeze()
+
+            for tensors in files.values():
+                for theirs in tensors.offset_keys():
+                    name = canonical_name(theirs)
+                    if name in self._scales:
+                        scale, input_scale = self._scales[name]
+                        yield (
+                            name,
+                            Fp8Tensor(
+                                tensors.get_tensor(theirs), number(scale), number(input_scale) if input_scale else None
+                            ),
+                        )
+                    elif name in self.table:
+                        yield name, tensors.get_tensor(theirs)
+
+    def _fold_scales(self, activations: Activations) -> None:
+        """Takes the scales of FP8 weights, and what nothing here uses, out of the table."""
+        for weight, info in list(self.table.items()):
+            module = weight.removesuffix(".weight")
+            if weight.endswith(UNUSED_SCALES):
+                del self.table[weight]
+            if info.dtype != FP8 or module == weight:
+                continue
+            scale, input_scale = f"{weight}_scale", f"{module}.input_scale"
+            needed = {scale: (1, info.shape[0]), **({input_scale: (1,)} if activations == "static" else {})}
+            for name, sizes in needed.items():
+                if name not in self.table:
+                    raise MissingTensorError(f"{info.file}: tensor {weight} is in FP8, but there is no {name}")
+                if math.prod(self.table[name].shape) not in sizes:
+                    raise TensorShapeError(
+                        f"{self.table[name].file}: tensor {name} has shape {list(self.table[name].shape)}, "
+                        f"expected {' or '.join(map(str, sizes))} numbers"
+                    )
+            for name in (scale, input_scale):
+                self.table.pop(name, None)
+            self._scales[weight] = (scale, input_scale if input_scale in needed else None)
 
     def identity(self) -> Iterator[bytes]:
         """See Source."""
@@ -221,8 +280,8 @@ class DummySource:
 
     def __init__(self, parts: Mapping[str, Part]) -> None:
         """`parts` of the model to fill."""
-        self._parts = parts
-        self.table = {name: TensorInfo(part.shape, "random", None) for name, part in parts.items()}
+        self._parts = {name: part for name, part in parts.items() if not part.is_optional}
+        self.table = {name: TensorInfo(part.shape, "random", None) for name, part in self._parts.items()}
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See Source."""

@@ -209,7 +209,8 @@ class Worker:
 
     def _allocate(self, limits: Limits, num_blocks: int, phase: str) -> _Configured:
         """The pool, the slots and the graphs; each graph is progress in `phase`."""
-        kv_cache = KvCache(self.loaded.kv_layout, num_blocks, limits.block_size, self.device)
+        scales = self.loaded.model.kv_scales
+        kv_cache = KvCache(self.loaded.kv_layout, num_blocks, limits.block_size, self.device, scales)
         vocab_size = self.loaded.config.vocab_size
         # Kernels that graphs can capture are the same that can make use of shared prefixes.
         min_shared_tokens = MIN_SAVED_TOKENS if self._new_capture else None

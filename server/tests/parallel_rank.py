@@ -5,6 +5,7 @@ python parallel_rank.py RANK WORLD_SIZE RENDEZVOUS OUT_DIR MODEL...
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,3 +67,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # As a shard ends: gloo's threads may still hold tensors, which the interpreter could not free on its way out.
+    os._exit(0)

@@ -8,6 +8,7 @@ from anaphora_kernels import registry
 from anaphora_kernels.copy_blocks import triton as copy_blocks
 from anaphora_kernels.gelu_mul import triton as gelu_mul
 from anaphora_kernels.kv_store import triton as kv_store
+from anaphora_kernels.quantize_fp8 import triton as quantize_fp8
 from anaphora_kernels.rms_norm import triton as rms_norm
 from anaphora_kernels.rope import triton as rope
 from anaphora_kernels.rope_kv_store import triton as rope_kv_store
@@ -51,6 +52,21 @@ def test_gates(dtype: torch.dtype, tokens: int) -> None:
     gate_up = normal(tokens, 2 * 1100, dtype=dtype) * 4
     assert_close(silu_mul.silu_mul(gate_up), reference("silu_mul")(gate_up))
     assert_close(gelu_mul.gelu_mul(gate_up), reference("gelu_mul")(gate_up))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("tokens", "width"), [(0, 16), (1, 16), (3, 5000)])
+@pytest.mark.parametrize("is_static", [False, True])
+def test_quantize_fp8(dtype: torch.dtype, tokens: int, width: int, *, is_static: bool) -> None:
+    # Powers of two, of which FP8 holds every one exactly, and so does the interpreter.
+    x = (2.0 ** (normal(tokens, width) * 2).round()).to(dtype) * normal(tokens, width).sign().to(dtype)
+    x[:1] = 0
+    x[1:2, -1] = 2.0**12 if is_static else 448.0
+    x[2:3, 0] = 7.0
+    scale = torch.tensor(0.5) if is_static else None
+    expected, actual = reference("quantize_fp8")(x, scale), quantize_fp8.quantize_fp8(x, scale)
+    assert_close(actual[1], expected[1])
+    assert_close(actual[0].float() * actual[1], expected[0].float() * expected[1], dtype=FP8)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

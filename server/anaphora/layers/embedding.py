@@ -26,7 +26,7 @@ class _VocabParallel:
         self.local = -(-vocab_size // self.group.world_size)
         self.start = self.group.rank * self.local
         self.dtype = placement.dtype
-        self.weight = placement.weight(self.local, hidden_size) if weight is None else weight
+        self.weight = placement.vocab_weight(self.local, hidden_size) if weight is None else weight
 
     def parts(self, name: str) -> dict[str, Part]:
         """The weight."""

@@ -4,7 +4,7 @@
     row parallel      every rank has some inputs and all outputs      [T, its inputs] -> the sum over ranks
 
 A column-parallel layer feeds a row-parallel one, so that a pair costs one all-reduce. Weights are contiguous [out, in],
-or packed for a CPU.
+or packed for a CPU, or in FP8.
 """
 
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ class QkvLinear(ColumnParallelLinear):
             group.replicas(num_kv_heads, "num_key_value_heads")
             self.num_kv_heads = 1
         first_head = group.rank * self.num_heads
-        first_kv_head = group.rank * num_kv_heads // group.world_size
+        self.first_kv_head = first_kv_head = group.rank * num_kv_heads // group.world_size
         query = Output(num_heads * head_dim, self.num_heads * head_dim, first_head * head_dim)
         key = Output(num_kv_heads * head_dim, self.num_kv_heads * head_dim, first_kv_head * head_dim)
         super().__init__(in_features, (query, key, key), placement, bias=bias)

@@ -49,8 +49,11 @@ class CausalLM(Protocol):
         """What one token needs in this rank's KV pool."""
         ...
 
+    # [num_layers, 2, num_kv_heads of this rank] float32: of keys and of values in an FP8 cache, if there is one
+    kv_scales: Tensor
+
     def parts(self) -> dict[str, Part]:
-        """Every tensor that a checkpoint must hold, by its Hugging Face name."""
+        """Every tensor that a checkpoint holds, by its Hugging Face name."""
         ...
 
     def ignores(self, name: str) -> bool:

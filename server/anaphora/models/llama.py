@@ -13,6 +13,7 @@ Where architectures differ by a switch or a size, `ModelConfig` says so. Equal t
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from anaphora.context import ForwardContext
@@ -130,6 +131,8 @@ class LlamaForCausalLM:
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, config.rope_scaling, placement.device)
         self.layers = [self.layer_class(config, placement, index) for index in range(config.num_layers)]
         self.norm = hidden_norm(config, placement)
+        num_kv_heads = self.layers[0].self_attn.qkv_proj.num_kv_heads
+        self.kv_scales = placement.empty(config.num_layers, 2, num_kv_heads, dtype=torch.float32).fill_(1.0)
         tied = self.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = VocabParallelHead(config.vocab_size, config.hidden_size, placement, tied)
 
@@ -153,14 +156,18 @@ class LlamaForCausalLM:
     @property
     def kv_layout(self) -> KvLayout:
         """What one token needs in this rank's KV pool."""
-        num_kv_heads = self.layers[0].self_attn.qkv_proj.num_kv_heads
-        return KvLayout(len(self.layers), num_kv_heads, self.config.head_dim, self.dtype)
+        num_layers, _, num_kv_heads = self.kv_scales.shape
+        return KvLayout(num_layers, num_kv_heads, self.config.head_dim, self.dtype)
 
     def parts(self) -> dict[str, Part]:
-        """Every tensor that a checkpoint must hold, by its Hugging Face name."""
+        """Every tensor that a checkpoint holds, by its Hugging Face name."""
         parts = self.embed_tokens.parts("model.embed_tokens")
         for index, layer in enumerate(self.layers):
             parts |= layer.parts(f"model.layers.{index}")
+            start = layer.self_attn.qkv_proj.first_kv_head
+            for name, scales in zip(("k_scale", "v_scale"), self.kv_scales[index], strict=True):
+                part = Part((self.config.num_kv_heads,), scales, start=start, is_optional=True)
+                parts[f"model.layers.{index}.self_attn.{name}"] = part
         parts |= self.norm.parts("model.norm")
         return parts if self.config.tie_word_embeddings else parts | self.lm_head.parts("lm_head")
 
