@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from anaphora.model_config import ModelConfig
 from anaphora_kernels import AttentionMetadata, SamplingMetadata, SharedPrefixes
-from anaphora_kernels.sampling import RandomRows
+from anaphora_kernels.sampling import LogitBias, Penalties, RandomRows
 from attention import FP8, grid
 from torch import Tensor
 
 BLOCK_SIZE = 16
 T = 33  # tokens
+ROWS = 17  # that sample
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,88 @@ def _attend(
     )
 
 
+def rotation(run: Run) -> list[Tensor]:
+    """Rotated heads."""
+    random, config = run.inputs(), run.config
+    heads, cos, sin = random(T, config.num_heads, config.head_dim), *(random(T, config.head_dim // 2) for _ in "cs")
+    anaphora_kernels.rope(heads, cos, sin, implementation=run.implementation)
+    return [heads]
+
+
+def store(run: Run) -> list[Tensor]:
+    """The caches, after keys and values came into some cells of theirs."""
+    key, value, _, caches, scales = _to_store(run, None)
+    anaphora_kernels.kv_store(key, value, *caches, _cells(run), **scales, implementation=run.implementation)
+    return caches
+
+
+def store_fp8(run: Run) -> list[Tensor]:
+    """The same, of FP8."""
+    key, value, _, caches, scales = _to_store(run, FP8)
+    anaphora_kernels.kv_store(key, value, *caches, _cells(run), **scales, implementation=run.implementation)
+    return caches
+
+
 def rope_store(run: Run) -> list[Tensor]:
     """Rotated queries, and the caches."""
+    key, value, (query, cos, sin), caches, scales = _to_store(run, None)
+    name = run.implementation
+    anaphora_kernels.rope_kv_store(query, key, value, cos, sin, *caches, _cells(run), **scales, implementation=name)
+    return [query, *caches]
+
+
+def rope_store_fp8(run: Run) -> list[Tensor]:
+    """The same, of FP8."""
+    key, value, (query, cos, sin), caches, scales = _to_store(run, FP8)
+    name = run.implementation
+    anaphora_kernels.rope_kv_store(query, key, value, cos, sin, *caches, _cells(run), **scales, implementation=name)
+    return [query, *caches]
+
+
+def _to_store(
+    run: Run, cache_dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor], list[Tensor], dict[str, Tensor]]:
+    """Keys and values, a query and its angles, two caches, and the scales of FP8."""
     random, config = run.inputs(), run.config
     query, key, value = (random(T, n, config.head_dim) for n in (config.num_heads, *[config.num_kv_heads] * 2))
     cos, sin = random(T, config.head_dim // 2), random(T, config.head_dim // 2)
     caches = [random(5, BLOCK_SIZE, config.num_kv_heads, config.head_dim) for _ in range(2)]
-    cells = torch.randperm(80, generator=torch.Generator().manual_seed(0))[:T].to(run.device)
-    anaphora_kernels.rope_kv_store(query, key, value, cos, sin, *caches, cells, implementation=run.implementation)
-    return [query, *caches]
+    scales = {}
+    if cache_dtype is not None:
+        caches = [cache.to(cache_dtype) for cache in caches]
+        for name in ("key_scale", "value_scale"):
+            scales[name] = random(config.num_kv_heads).float().abs() + 0.5
+    return key, value, (query, cos, sin), caches, scales
+
+
+def _cells(run: Run) -> Tensor:
+    return torch.randperm(80, generator=torch.Generator().manual_seed(0))[:T].to(run.device)
+
+
+def quantize(run: Run) -> list[Tensor]:
+    """What FP8 activations stand for, with a scale per token and with a given one."""
+    x, results = run.inputs()(T, run.config.hidden_size), []
+    for scale in (None, torch.tensor(0.01, device=run.device)):
+        values, scales = anaphora_kernels.quantize_fp8(x, scale, implementation=run.implementation)
+        results.append(values.float() * scales)
+    return results
+
+
+def product_fp8(run: Run) -> list[Tensor]:
+    """Products in FP8, with dynamic and with static activations, with a bias and without."""
+    random, config = run.inputs(), run.config
+    x, bias = random(T, config.hidden_size), random(config.intermediate_size)
+    weight = random(config.intermediate_size, config.hidden_size).float()  # the same, whatever is computed in
+    values, scales = anaphora_kernels.quantize_fp8(weight, implementation="reference")
+    scales /= config.hidden_size**0.5
+    results = []
+    for scale in (None, torch.tensor(0.01, device=run.device)):
+        for added in (None, bias):
+            out = anaphora_kernels.linear_fp8(
+                x, values, scales.flatten(), added, input_scale=scale, implementation=run.implementation
+            )
+            results.append(out)
+    return results
 
 
 def copies(run: Run) -> list[Tensor]:
@@ -124,29 +198,51 @@ def gelu(run: Run) -> list[Tensor]:
 
 
 def sample(run: Run) -> list[Tensor]:
-    """Greedy rows and random ones in turns: tokens and their log-probabilities."""
-    logits = run.inputs()(17, run.config.vocab_size) * 4
-    random_rows = RandomRows(
-        rows=torch.arange(0, 17, 2, device=run.device),
-        temperature=torch.full((9,), 0.8, device=run.device),
-        seeds=torch.arange(9, device=run.device),
-        num_generated=torch.arange(9, device=run.device),
-        top_k=torch.full((9,), 50, device=run.device),
-        max_top_k=50,
-    )
-    metadata = SamplingMetadata(random=random_rows)
-    samples = anaphora_kernels.sampling(logits, metadata, implementation=run.implementation)
-    return [samples.tokens, samples.logprobs]
+    """Greedy rows and random ones in turns, by each truncation and by all, with biases and penalties and without.
+
+    Tokens, and their log-probabilities.
+    """
+    logits = run.inputs()(ROWS, run.config.vocab_size) * 4
+    with run.device:
+        ints, halves = torch.arange(9), torch.full((9,), 0.5)
+        cuts = {"top_k": ints + 42, "top_p": halves + 0.4, "min_p": halves / 10, "typical_p": halves + 0.3}
+        bias = LogitBias(rows=torch.arange(ROWS), tokens=torch.arange(ROWS) * 3, values=torch.linspace(-5, 20, ROWS))
+        seen = torch.arange(run.config.vocab_size).expand(ROWS, -1) % 7 == 0
+        penalties = Penalties(
+            rows=torch.arange(ROWS),
+            slots=torch.arange(ROWS).flip(0),
+            seen=seen.contiguous(),
+            output_counts=seen.int() * 2,
+            repetition=torch.full((ROWS,), 1.3),
+            frequency=torch.full((ROWS,), 0.2),
+            presence=torch.full((ROWS,), 0.5),
+        )
+        results = []
+        for names in ((), *((name,) for name in cuts), tuple(cuts)):
+            chosen = {name: cuts[name] for name in names}
+            random_rows = RandomRows(ints * 2, halves + 0.3, ints, ints, max_top_k=50 * ("top_k" in names), **chosen)
+            for metadata in (SamplingMetadata(random=random_rows), SamplingMetadata(bias, penalties, random_rows)):
+                samples = anaphora_kernels.sampling(logits, metadata, implementation=run.implementation)
+                results += [samples.tokens, samples.logprobs]
+    return results
 
 
 # (op, dtype of its cache if it is another, the check)
+# Rotated keys that differ by the rounding of their dtype may differ by one of FP8 in the cache: see `compare`.
+ROUNDED_TWICE = (rope_store_fp8,)
 CHECKS: tuple[tuple[str, torch.dtype | None, Check], ...] = (
     ("paged_attention", None, attention),
     ("paged_attention", FP8, attention_fp8),
+    ("rope", None, rotation),
+    ("kv_store", None, store),
+    ("kv_store", FP8, store_fp8),
     ("rope_kv_store", None, rope_store),
+    ("rope_kv_store", FP8, rope_store_fp8),
     ("copy_blocks", None, copies),
     ("rms_norm", None, norm),
     ("silu_mul", None, silu),
     ("gelu_mul", None, gelu),
+    ("quantize_fp8", None, quantize),
+    ("linear_fp8", None, product_fp8),
     ("sampling", None, sample),
 )

@@ -58,7 +58,7 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "gelu_mul": (TRITON, NATIVE, REFERENCE),
     "kv_store": (CACHE_TRITON, CACHE_REFERENCE),
     "linear": (PACKED, REFERENCE),
-    "linear_fp8": (Implementation("scaled_mm"), REFERENCE),
+    "linear_fp8": (Implementation("scaled_mm", dtypes=HALVES), REFERENCE),
     "paged_attention": (
         Implementation("triton", devices=GPU, dtypes=FLOATS | FP8, capturable=True),
         NATIVE,
@@ -86,7 +86,7 @@ def select(op: str, device_type: str, dtype: torch.dtype, implementation: str | 
 
     Raises UnknownImplementationError if nothing in the table fits, BackendImportError if what fits cannot be imported.
     """
-    return _load(op, choose(op, device_type, dtype, implementation).name)
+    return load(op, choose(op, device_type, dtype, implementation).name)
 
 
 def choose(op: str, device_type: str, dtype: torch.dtype, implementation: str | None = None) -> Implementation:
@@ -104,7 +104,8 @@ def choose(op: str, device_type: str, dtype: torch.dtype, implementation: str | 
     raise UnknownImplementationError(f"{op} has no {wanted} for {dtype} on {device_type}; there are: {names}")
 
 
-def _load(op: str, name: str) -> Callable[..., Any]:
+def load(op: str, name: str) -> Callable[..., Any]:
+    """The function of that row. Raises BackendImportError if its module cannot be imported."""
     module = f"{__package__}.{op}.{name}"
     try:
         function: Callable[..., Any] = getattr(import_module(module), op)

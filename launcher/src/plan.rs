@@ -175,6 +175,10 @@ impl Plan<'_> {
         command.flag("--dtype", value_name(model.dtype));
         command.flag("--quantize", value_name(model.quantize));
         command.flag("--kv-cache-dtype", value_name(model.kv_cache_dtype));
+        command.flag("--attention-backend", value_name(self.args.placement.attention_backend));
+        if !self.args.placement.has_cuda_graphs() {
+            command.args.push("--no-cuda-graphs".into());
+        }
         command.flag("--rank", rank);
         command.flag("--world-size", world_size);
         if world_size > 1 {

@@ -116,16 +116,19 @@ class Slots:
         vocab_size: int,
         device: torch.device,
         min_shared_tokens: int | None = None,
+        attention_backend: str | None = None,
     ) -> None:
         """Every slot is free. Block `num_blocks` of the pool is the scratch block, which no sequence owns.
 
         Prefixes that decoding rows share are looked for if they save reading `min_shared_tokens` tokens.
+        `attention_backend`: see ForwardContext.
         """
         self.limits = limits
         self.num_blocks = num_blocks
         self.vocab_size = vocab_size
         self.device = device
         self.min_shared_tokens = min_shared_tokens
+        self._attention_backend = attention_backend
         self._is_started = np.zeros(limits.max_rows, np.bool_)
         self._has_sampled = np.zeros(limits.max_rows, np.bool_)
         self._num_table_blocks = np.zeros(limits.max_rows, np.int64)
@@ -250,7 +253,7 @@ class Slots:
             is_captured=lengths.is_captured,
             shared_prefixes=inputs.shared_prefixes,
         )
-        return token_ids, ForwardContext(attention, inputs.kv_indices)
+        return token_ids, ForwardContext(attention, inputs.kv_indices, self._attention_backend)
 
     def remember(self, slots: Tensor, tokens: Tensor) -> None:
         """`tokens` [S] int64 are what the slots [S] int64 continue with."""

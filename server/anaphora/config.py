@@ -11,7 +11,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Final
 
-QUANTIZE: Final = ("auto", "none", "gguf", "int8")
+QUANTIZE: Final = ("auto", "none", "gguf", "int8", "fp8")
+ATTENTION_BACKENDS: Final = ("auto", "triton", "cpu", "sdpa", "flashinfer", "flash_attention")
 LOAD_FORMATS: Final = ("auto", "dummy")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 KV_CACHE_DTYPES: Final = ("auto", "fp8_e4m3")
@@ -46,6 +47,8 @@ class ShardConfig:
     quantize: str = "auto"  # see `anaphora.loader.load_model`
     kv_cache_dtype: str = "auto"  # auto: as dtype; fp8_e4m3: half the memory of bfloat16
     device: str = "auto"
+    attention_backend: str = "auto"  # a row of anaphora_kernels' registry
+    cuda_graphs: bool = True
     rank: int = 0
     world_size: int = 1
     rendezvous: str | None = None  # URL for torch.distributed; needed if world_size > 1
@@ -72,6 +75,8 @@ class ShardConfig:
             quantize=flags.quantize,
             kv_cache_dtype=flags.kv_cache_dtype,
             device=flags.device,
+            attention_backend=flags.attention_backend,
+            cuda_graphs=not flags.no_cuda_graphs,
             rank=flags.rank,
             world_size=flags.world_size,
             rendezvous=flags.rendezvous,
@@ -94,9 +99,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--socket", type=Path, required=True, help="the Unix socket to serve on")
     add("--load-format", choices=LOAD_FORMATS, default=default["load_format"], help="dummy: random weights")
     add("--dtype", choices=DTYPES, default=default["dtype"], help="of weights and activations")
-    add("--quantize", choices=QUANTIZE, default=default["quantize"], help="weights in blocks of small integers")
+    add("--quantize", choices=QUANTIZE, default=default["quantize"], help="weights in fewer bits")
     add("--kv-cache-dtype", choices=KV_CACHE_DTYPES, default=default["kv_cache_dtype"], help="of keys and values")
     add("--device", choices=DEVICES, default=default["device"], help="where to compute")
+    add(
+        "--attention-backend",
+        choices=ATTENTION_BACKENDS,
+        default=default["attention_backend"],
+        help="computes attention",
+    )
+    add("--no-cuda-graphs", action="store_true", help="launch every kernel of a step by itself")
     add("--rank", type=int, default=default["rank"], help="of this process within the replica")
     add("--world-size", type=int, default=default["world_size"], help="ranks of the replica")
     add("--rendezvous", default=default["rendezvous"], help="where the ranks meet (torch.distributed init URL)")

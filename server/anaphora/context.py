@@ -12,3 +12,4 @@ class ForwardContext:
 
     attention: AttentionMetadata  # rows, block tables and lengths; see anaphora_kernels.paged_attention
     kv_indices: Tensor  # [T] int64: the cell of the KV pool for each token of the step; see anaphora_kernels.kv_indices
+    attention_backend: str | None = None  # a row of the registry, by name; None: the first that fits

@@ -231,11 +231,12 @@ def bounds(shape: GraphShape, max_context: int) -> HostLengths:
     return HostLengths((longest_query,) * shape.size, (max_context,) * shape.size, is_captured=True)
 
 
-def graph_capture(device: torch.device, kv_dtype: torch.dtype) -> Callable[[], Capture] | None:
+def graph_capture(
+    device: torch.device, kv_dtype: torch.dtype, attention_backend: str | None = None
+) -> Callable[[], Capture] | None:
     """What makes a worker's captures; None on a CPU, and where attention over such a cache cannot be captured."""
-    if device.type != "cuda" or not registry.choose("paged_attention", device.type, kv_dtype).capturable:
-        return None
-    return CudaCapture
+    row = registry.choose("paged_attention", device.type, kv_dtype, attention_backend)
+    return CudaCapture if device.type == "cuda" and row.capturable else None
 
 
 class CudaCapture:

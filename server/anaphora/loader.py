@@ -21,7 +21,6 @@ from anaphora.models import CausalLM, model_class
 from anaphora.parallel import ParallelGroup
 
 _FP8_CAPABILITY: Final = (8, 9)
-_NEEDS_FP8: Final = "a GPU of compute capability 8.9 or later (Ada, Hopper)"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def load_model(
     if not path.exists():
         raise ModelFileError(f"{path} does not exist")
     if kv_cache_dtype == "fp8_e4m3" and device.type == "cuda" and not has_fp8(device):
-        raise ShardError(f"--kv-cache-dtype fp8_e4m3 needs {_NEEDS_FP8}. Leave it at auto.")
+        raise ShardError(f"--kv-cache-dtype fp8_e4m3 needs {_fp8_device(device)}. Leave it at auto.")
     gguf_file = GgufFile(path) if path.is_file() and path.suffix != ".json" else None
     config = read_gguf_config(gguf_file) if gguf_file else read_hf_config(path)
     torch_dtype = _resolve_dtype(dtype, config, device)
@@ -98,6 +97,15 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY
 
 
+def _fp8_device(device: torch.device) -> str:
+    """What multiplies FP8, and why this device does not."""
+    needed = "a GPU of compute capability 8.9 or later (Ada, Hopper)"
+    if device.type == "cpu":
+        return f"{needed}; on a CPU there is int8"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{needed}; {torch.cuda.get_device_name(device)} has {major}.{minor}"
+
+
 def _resolve_dtype(name: str, config: ModelConfig, device: torch.device) -> torch.dtype:
     if name != "auto":
         return parse_dtype(name)
@@ -111,7 +119,7 @@ def _resolve_quantize(name: str, dtype: str, device: torch.device, config: Model
             return "gguf"
         return "fp8" if config.fp8_activations and has_fp8(device) else "none"
     if name == "fp8" and not has_fp8(device):
-        raise UnsupportedModelError(f"--quantize fp8 needs {_NEEDS_FP8}; on a CPU there is int8")
+        raise UnsupportedModelError(f"--quantize fp8 needs {_fp8_device(device)}")
     if name in ("gguf", "int8") and (not is_cpu or dtype == "float16"):
         raise UnsupportedModelError(f"--quantize {name} needs a CPU, and --dtype bfloat16 or float32")
     if name == "gguf" and not is_gguf:

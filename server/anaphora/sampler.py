@@ -62,15 +62,16 @@ class Sampler:
     """The sampling state of every slot."""
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
-        """No slot has parameters yet."""
+        """No slot has parameters yet; all memory that any will need is there."""
         self.vocab_size = vocab_size
         self.device = device
         self._parameters = np.zeros(max_rows, _PARAMETERS)
         self._biases: list[tuple[I64Array, NDArray[np.float32]] | None] = [None] * max_rows
         self._stop_tokens: list[I64Array] = [np.empty(0, np.int64)] * max_rows
-        # [max_rows, vocab] each; made when the first sequence with a penalty comes (the warm-up's does).
-        self._seen: Tensor | None = None
-        self._output_counts: Tensor | None = None
+        # [max_rows, vocab] each. numpy's zeros are pages that do not exist on a CPU before a penalty touches them.
+        shape = (max_rows, vocab_size)
+        self._seen = torch.from_numpy(np.zeros(shape, np.bool_)).to(device)
+        self._output_counts = torch.from_numpy(np.zeros(shape, np.int32)).to(device)
 
     def start(self, row: RowStart, step_id: int) -> None:
         """A slot begins a sequence. Raises InvalidStepError for tokens outside of the vocabulary."""
@@ -130,10 +131,6 @@ class Sampler:
         return record
 
     def _count_history(self, row: RowStart) -> None:
-        if self._seen is None or self._output_counts is None:
-            shape = (len(self._biases), self.vocab_size)
-            self._seen = torch.zeros(shape, dtype=torch.bool, device=self.device)
-            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self.device)
         history = row.history.astype(np.int64)
         seen, output = upload((history, history[row.num_prompt_tokens :]), self.device)
         self._seen[row.slot].zero_().index_fill_(0, seen, 1)
@@ -162,7 +159,7 @@ class Sampler:
 
     def _penalties(self, parameters: NDArray[np.void], slots: I64Array) -> Penalties | None:
         rows = np.flatnonzero(parameters["is_penalised"])
-        if rows.size == 0 or self._seen is None or self._output_counts is None:
+        if rows.size == 0:
             return None
         chosen = parameters[rows]
         off = {"repetition": 1, "frequency": 0, "presence": 0}

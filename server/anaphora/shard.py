@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Final, NoReturn
 
 import torch
+from anaphora_kernels import registry
+from anaphora_kernels.registry import BackendImportError, UnknownImplementationError
 
 from anaphora import _native
 from anaphora.config import LogConfig, ShardConfig
@@ -62,6 +64,9 @@ def load_and_serve(config: ShardConfig) -> int:
     # On a CPU the native kernels do the work, on threads of their own: torch's would wait for the same cores, spinning.
     torch.set_num_threads(1 if device.type == "cpu" else config.num_threads)
     _native.set_num_threads(config.num_threads)
+    backend = None if config.attention_backend == "auto" else config.attention_backend
+    if backend is not None:
+        _check_backend(backend)
     group = ParallelGroup.join(config.rank, config.world_size, config.rendezvous or "", device)
     loaded = load_model(
         config.model,
@@ -75,7 +80,11 @@ def load_and_serve(config: ShardConfig) -> int:
     )
     telemetry = Telemetry(config.telemetry, config.rank)
     is_broken = threading.Event()
-    worker = Worker(loaded, group, device, progress, graph_capture(device, loaded.kv_layout.dtype))
+    try:
+        new_capture = graph_capture(device, loaded.kv_layout.dtype, backend)
+    except UnknownImplementationError as error:
+        raise ShardError(f"--attention-backend {backend}: {error}") from error
+    worker = Worker(loaded, group, device, progress, new_capture if config.cuda_graphs else None, backend)
     server = serve(ShardService(worker, telemetry, on_broken=is_broken.set), config.socket)
     # What lives now lives on: the collector need not look at it in the middle of a step again.
     gc.collect()
@@ -104,6 +113,14 @@ def _choose_device(config: ShardConfig) -> torch.device:
     device = torch.device("cuda", config.rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _check_backend(name: str) -> None:
+    """Before any weight is loaded. Raises ShardError if it is not installed."""
+    try:
+        registry.load("paged_attention", name)
+    except BackendImportError as error:
+        raise ShardError(f"--attention-backend {name}: {error}. Install what it needs, or leave it at auto.") from error
 
 
 def _exit_on_signal(_signal: int, _frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """The largest step that a router may send under given limits: what the warm-up runs."""
 
+import sys
 from typing import Final
 
 import numpy as np
@@ -24,8 +25,10 @@ _EVERYTHING: Final = Sampling(
 )
 
 
-def warm_up_step(limits: Limits, *, longest_context: bool) -> tuple[Step, int]:
+def warm_up_step(limits: Limits, *, longest_context: bool, num_blocks: int = sys.maxsize) -> tuple[Step, int]:
     """A step of `max_step_tokens` tokens in as many rows as can be, and the number of blocks of the pool that it uses.
+
+    That is at most `num_blocks`.
 
     The first row takes all tokens that the others, with one each, leave over. With `longest_context` every row ends at
     `max_context`. Tables repeat a few blocks: what is computed does not matter.
@@ -33,7 +36,7 @@ def warm_up_step(limits: Limits, *, longest_context: bool) -> tuple[Step, int]:
     num_rows = min(limits.max_rows, limits.max_step_tokens)
     lengths = np.ones(num_rows, np.uint32)
     lengths[0] = min(limits.max_step_tokens - (num_rows - 1), limits.max_context)
-    num_blocks = -(-int(lengths[0]) // limits.block_size)
+    num_blocks = min(-(-int(lengths[0]) // limits.block_size), num_blocks)
     ends = np.full(num_rows, limits.max_context, np.uint32) if longest_context else lengths
     tables = tuple(
         BlockTableDelta(slot, 0, np.arange(-(-int(end) // limits.block_size), dtype=np.uint32) % num_blocks)

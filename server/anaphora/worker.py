@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from anaphora_kernels import registry
 from anaphora_kernels.paged_attention.shared_prefixes import MIN_SAVED_TOKENS
 from torch import Tensor
 
@@ -92,6 +93,7 @@ class Worker:
         device: torch.device,
         progress: Progress,
         new_capture: Callable[[], Capture] | None = None,  # see graphs.graph_capture; None: no graphs
+        attention_backend: str | None = None,  # see ForwardContext
     ) -> None:
         """Not configured yet. On a CPU, `available_host_bytes` is taken now: before the pool, after the weights."""
         self.loaded = loaded
@@ -99,6 +101,7 @@ class Worker:
         self.device = device
         self._progress = progress
         self._new_capture = new_capture
+        self._attention_backend = attention_backend
         self._available_bytes = available_host_bytes()
         self._configured: _Configured | None = None
 
@@ -202,6 +205,10 @@ class Worker:
         num_blocks = self._agree_on_num_blocks(limits, free_bytes)
         try:
             self._configured = self._allocate(limits, num_blocks, "size_kv_cache")
+            if self.device.type == "cuda":  # what the largest step needs is taken now, and kept: no step allocates
+                step, _ = warm_up_step(limits, longest_context=True, num_blocks=num_blocks)
+                self.launch(step, time.perf_counter()).result()
+                self._configured.slots.clear()
         except torch.OutOfMemoryError as error:
             raise PoolSizeError(f"a KV cache of {num_blocks} blocks does not fit in memory: {error}") from error
         self._progress.phase("size_kv_cache", 1, 1)
@@ -213,8 +220,10 @@ class Worker:
         kv_cache = KvCache(self.loaded.kv_layout, num_blocks, limits.block_size, self.device, scales)
         vocab_size = self.loaded.config.vocab_size
         # Kernels that graphs can capture are the same that can make use of shared prefixes.
-        min_shared_tokens = MIN_SAVED_TOKENS if self._new_capture else None
-        slots = Slots(limits, num_blocks, vocab_size, self.device, min_shared_tokens)
+        backend, kv_dtype = self._attention_backend, self.loaded.kv_layout.dtype
+        row = registry.choose("paged_attention", self.device.type, kv_dtype, backend)
+        min_shared_tokens = MIN_SAVED_TOKENS if row.capturable or self._new_capture else None
+        slots = Slots(limits, num_blocks, vocab_size, self.device, min_shared_tokens, backend)
         graphs = None
         if self._new_capture is not None:
             graphs = Graphs(

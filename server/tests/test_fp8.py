@@ -150,7 +150,7 @@ def test_products_are_computed_in_fp8(tmp_path: Path, dialect: str) -> None:
     # Activations are rounded to 3 bits of mantissa, and results here to bfloat16: a few percent, but not another model.
     actual, plain = logits(loaded), logits(load(tmp_path, quantize="none"))
     difference = (actual - plain).std() / plain.std()
-    assert 0 < difference < 0.1, difference
+    assert 0 < difference < 0.15, difference
 
 
 @pytest.mark.usefixtures("on_a_gpu")

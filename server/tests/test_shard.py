@@ -150,6 +150,25 @@ def test_a_bad_model_ends_with_3_and_one_paragraph(started: list[Process], tmp_p
 
 
 @pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ("flash_attention", "flash_attn_interface"),  # is installed on no CPU
+        ("triton", "has no 'triton' implementation for torch.float32 on cpu"),
+    ],
+)
+def test_a_backend_that_cannot_be_used_is_refused(
+    started: list[Process], tiny_llama_path: Path, tmp_path: Path, backend: str, message: str
+) -> None:
+    model = ("--model", str(tiny_llama_path), "--load-format", "dummy", "--dtype", "float32")
+    started.append(Process(*model, "--socket", str(tmp_path / "shard.sock"), "--attention-backend", backend))
+    code, stderr = started[0].end()
+    assert code == 1
+    assert stderr.startswith(f"--attention-backend {backend}: ")
+    assert message in stderr
+    assert len(stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("error", "code"), [(errors.TensorShapeError(""), 3), (errors.PoolSizeError(""), 1), (ValueError(), 1)]
 )
 def test_exit_codes(error: Exception, code: int) -> None:

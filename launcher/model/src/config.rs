@@ -9,6 +9,7 @@ mod hugging_face;
 use std::path::Path;
 
 use crate::error::ModelError;
+use crate::fp8::Fp8Activations;
 
 /// An architecture that can be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,8 @@ pub struct ModelConfig {
     pub dtype: Option<String>,
     /// The tokens that end a text.
     pub eos_token_ids: Vec<u32>,
+    /// How activations become FP8, in a checkpoint whose weights are FP8.
+    pub fp8_activations: Option<Fp8Activations>,
 }
 
 impl ModelConfig {

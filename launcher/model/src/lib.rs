@@ -9,6 +9,7 @@
 mod config;
 mod error;
 mod expected;
+mod fp8;
 pub mod gguf;
 mod safetensors;
 mod verify;
@@ -16,6 +17,7 @@ mod verify;
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use error::ModelError;
 pub use expected::{ExpectedTensor, Naming};
+pub use fp8::Fp8Activations;
 pub use gguf::Gguf;
 pub use safetensors::{Safetensors, SafetensorsTensor};
 pub use verify::{LoadFormat, ModelSummary, verify};

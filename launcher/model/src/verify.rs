@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::config::ModelConfig;
 use crate::error::{DOWNLOAD_AGAIN, ModelError, thousands};
 use crate::expected::{ExpectedTensor, Naming};
+use crate::fp8;
 use crate::gguf::{Gguf, weight_type_names};
 use crate::safetensors::{Safetensors, weight_dtype_names};
 
@@ -210,11 +211,11 @@ fn file_names(path: &Path) -> BTreeSet<String> {
 // === what is in them ===
 
 /// One tensor, in whichever file.
-struct Found<'a> {
-    file: &'a Path,
-    shape: &'a [u64],
-    type_name: &'a str,
-    is_weight: bool,
+pub(crate) struct Found<'a> {
+    pub(crate) file: &'a Path,
+    pub(crate) shape: &'a [u64],
+    pub(crate) type_name: &'a str,
+    pub(crate) is_weight: bool,
 }
 
 fn check_gguf(file: &Gguf, config: &ModelConfig) -> Result<(), ModelError> {
@@ -243,6 +244,7 @@ fn check_safetensors(path: &Path, heads: &[Safetensors], config: &ModelConfig) -
             }
         }
     }
+    fp8::fold_scales(&mut found, config)?;
     let place = if let [head] = heads { &head.path } else { path };
     check_tensors(place, config, Naming::HuggingFace, &found, &weight_dtype_names())
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::path::Path;
 
-use anaphora_model::{Architecture, LoadFormat, RopeScaling, verify};
+use anaphora_model::{Architecture, Fp8Activations, LoadFormat, RopeScaling, verify};
 use common::{TENSORS, check, message, safetensors_bytes, tiny_config, tiny_table, write_tiny_directory};
 use serde_json::{Value as Json, json};
 
@@ -280,8 +280,9 @@ fn configurations_that_cannot_be_served_are_explained() {
     );
     assert_eq!(
         config_failure("quantization_config", json!({"quant_method": "gptq"})),
-        "config.json: weights quantised with gptq is not supported. Supported: F64, F32, F16, BF16. Use the original \
-         weights, or a GGUF file."
+        "config.json: quantization_config: this form of gptq is not supported. Supported: FP8 (e4m3) weights with a \
+         scale per tensor or per channel and activations in FP8, by fp8, compressed-tensors or modelopt. Use the \
+         original weights, or a GGUF file."
     );
     assert_eq!(
         failure(|directory| std::fs::write(directory.join("config.json"), "{").unwrap()),
@@ -317,5 +318,98 @@ fn files_that_are_not_there_are_named() {
         "DIR: only `pytorch_model.bin`, which is a pickle. Expected weights in *.safetensors files. Pickles run code \
          when they are read and are never loaded. Convert the model to safetensors: `transformers`' save_pretrained \
          writes them."
+    );
+}
+
+/// A directory in FP8 with a scale per tensor, after `change` to its scales (name, shape).
+fn fp8_directory(
+    directory: &Path,
+    quantization: &Json,
+    change: impl FnOnce(&mut Vec<(String, Vec<u64>)>),
+) -> Result<anaphora_model::ModelSummary, anaphora_model::ModelError> {
+    let mut config = tiny_config();
+    config["quantization_config"] = quantization.clone();
+    std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let projections =
+        TENSORS.iter().map(|(name, ..)| *name).filter(|name| name.contains("proj")).collect::<Vec<_>>();
+    let mut scales = Vec::new();
+    for name in &projections {
+        scales.push((format!("{name}_scale"), vec![]));
+        scales.push((name.replace(".weight", ".input_scale"), vec![1]));
+    }
+    scales.push(("model.layers.0.self_attn.k_proj.k_scale".to_owned(), vec![]));
+    scales.push(("model.layers.0.self_attn.q_scale".to_owned(), vec![]));
+    change(&mut scales);
+    let (mut table, mut end) = (serde_json::Map::new(), 0);
+    let mut add = |name: &str, dtype: &str, shape: &[u64], width: u64| {
+        let size = width * shape.iter().product::<u64>();
+        table.insert(
+            name.to_owned(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}),
+        );
+        end += size;
+    };
+    for (name, _, shape) in TENSORS {
+        let (dtype, width) = if projections.contains(name) { ("F8_E4M3", 1) } else { ("BF16", 2) };
+        add(name, dtype, shape, width);
+    }
+    for (name, shape) in &scales {
+        add(name, "F32", shape, 4);
+    }
+    std::fs::write(directory.join("model.safetensors"), safetensors_bytes(&Json::Object(table), end))
+        .unwrap();
+    check(directory)
+}
+
+#[test]
+fn fp8_checkpoints_are_served_with_their_scales() {
+    let scheme = |strategy: &str, dynamic: bool| json!({"num_bits": 8, "type": "float", "symmetric": true, "strategy": strategy, "dynamic": dynamic});
+    let compressed = |weights: &Json, inputs: &Json| {
+        let group = json!({"targets": ["Linear"], "weights": weights, "input_activations": inputs});
+        json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, "ignore": ["lm_head"]})
+    };
+    for (quantization, expected) in [
+        (json!({"quant_method": "fp8", "activation_scheme": "static"}), Some(Fp8Activations::Static)),
+        (json!({"quant_method": "fp8", "activation_scheme": "dynamic"}), Some(Fp8Activations::Dynamic)),
+        (json!({"quant_method": "fp8", "weight_block_size": [128, 128]}), None),
+        (json!({"quant_method": "fp8", "fmt": "e5m2"}), None),
+        (json!({"quant_method": "modelopt", "quant_algo": "FP8"}), Some(Fp8Activations::Static)),
+        (json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}), None),
+        (compressed(&scheme("tensor", false), &scheme("tensor", false)), Some(Fp8Activations::Static)),
+        (compressed(&scheme("channel", false), &scheme("token", true)), Some(Fp8Activations::Dynamic)),
+        (compressed(&scheme("channel", false), &Json::Null), None),
+        (compressed(&scheme("block", false), &scheme("token", true)), None),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let summary = fp8_directory(directory.path(), &quantization, |_| {});
+        let found = summary.map(|summary| summary.config.fp8_activations.unwrap());
+        assert_eq!(found.ok(), expected, "{quantization}");
+    }
+}
+
+#[test]
+fn scales_that_are_missing_or_of_another_form_are_named() {
+    let quantization = json!({"quant_method": "fp8", "activation_scheme": "static"});
+    let directory = tempfile::tempdir().unwrap();
+    let failure = |change: &dyn Fn(&mut Vec<(String, Vec<u64>)>)| {
+        let error = fp8_directory(directory.path(), &quantization, change).unwrap_err();
+        error.to_string().replace(&format!("{}/", directory.path().display()), "")
+    };
+    let (scale, input) =
+        ("model.layers.0.mlp.up_proj.weight_scale", "model.layers.0.mlp.up_proj.input_scale");
+    assert_eq!(
+        failure(&|scales| scales.retain(|(name, _)| name != scale)),
+        "model.safetensors: tensor `model.layers.0.mlp.up_proj.weight_scale`: expected one of shape [12], found none. \
+         `model.layers.0.mlp.up_proj.weight` is in FP8, which means nothing without. The file is damaged: download it \
+         again."
+    );
+    assert!(failure(&|scales| scales.retain(|(name, _)| name != input)).contains(input));
+    assert_eq!(
+        failure(&|scales| scales
+            .iter_mut()
+            .filter(|(name, _)| name == scale)
+            .for_each(|(_, shape)| *shape = vec![2, 2])),
+        "model.safetensors: tensor `model.layers.0.mlp.up_proj.weight_scale`: expected shape [12], found [2, 2]. \
+         Weights in blocks with a scale each are not supported."
     );
 }

@@ -137,8 +137,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, env, value_enum, default_value_t)]
     pub(crate) dtype: Dtype,
 
-    /// Weights in blocks of small integers, on a CPU. `gguf`: as the file has them; `int8`: made on load; `auto`: `gguf`
-    /// for a GGUF file without --dtype
+    /// Weights in fewer bits. `gguf` (on a CPU): in the file's blocks; `int8` (on a CPU) and `fp8` (on a GPU): made on load;
+    /// `auto`: as the files are, if the device multiplies that, and for a GGUF file without --dtype
     #[arg(long, env, value_enum, default_value_t)]
     pub(crate) quantize: Quantize,
 
@@ -171,6 +171,15 @@ pub(crate) struct PlacementArgs {
     /// Use as many of the visible GPUs as the model's heads allow
     #[arg(long, env, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub(crate) sharded: Option<bool>,
+
+    /// What computes attention. `auto`: our Triton kernels on a GPU, our native ones on a CPU; `flashinfer` and
+    /// `flash_attention` (3) must be installed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) attention_backend: AttentionBackend,
+
+    /// `0`: no CUDA graphs; kernels are launched one by one. The sizes of graphs, which TGI lists here, the shards choose
+    #[arg(long, env, value_name = "0|SIZES")]
+    pub(crate) cuda_graphs: Option<String>,
 
     /// CPU threads for all ranks together; 0: the cores that this process may use
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -353,6 +362,20 @@ pub(crate) enum Quantize {
     None,
     Gguf,
     Int8,
+    Fp8,
+}
+
+/// What computes attention.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AttentionBackend {
+    #[default]
+    Auto,
+    Triton,
+    Cpu,
+    Sdpa,
+    Flashinfer,
+    #[value(name = "flash_attention")]
+    FlashAttention,
 }
 
 /// The kind of device asked for.

@@ -14,10 +14,10 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use args::Cli;
-use args::LimitArgs;
 pub(crate) use args::{
     CacheAction, CacheArgs, Command, DeviceChoice, LoadFormat, LogLevel, ModelArgs, ServeArgs,
 };
+use args::{LimitArgs, PlacementArgs};
 
 /// What [`parse`] made of the command line.
 #[derive(Debug)]
@@ -62,6 +62,13 @@ pub(crate) fn parse(args: Vec<OsString>, environment: &Environment) -> Result<Pa
             .map_err(|message| serve_command.error(ErrorKind::ValueValidation, message))?;
         serve.variables = variables;
         warnings = tgi::warnings(matches);
+        if serve.placement.has_cuda_graphs()
+            && let Some(sizes) = &serve.placement.cuda_graphs
+        {
+            warnings.push(format!(
+                "--cuda-graphs {sizes} does nothing here: the shards choose the sizes themselves"
+            ));
+        }
     }
     Ok(Parsed { cli, warnings })
 }
@@ -100,6 +107,15 @@ impl ModelArgs {
     /// The model asked for; the positional argument goes before --model-id and $MODEL_ID.
     pub(crate) fn name(&self) -> Option<&str> {
         self.positional.as_deref().or(self.model_id.as_deref()).filter(|name| !name.is_empty())
+    }
+}
+
+// === impl PlacementArgs ===
+
+impl PlacementArgs {
+    /// Whether steps may be captured.
+    pub(crate) fn has_cuda_graphs(&self) -> bool {
+        self.cuda_graphs.as_deref() != Some("0")
     }
 }
 

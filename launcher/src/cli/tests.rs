@@ -113,7 +113,6 @@ fn what_does_nothing_is_said() {
         "--validation-workers=2",
         "--waiting-served-ratio=1.2",
         "--max-waiting-tokens=20",
-        "--cuda-graphs=1,2",
         "--disable-custom-kernels",
         "--usage-stats=off",
         "--ngrok",
@@ -132,6 +131,10 @@ fn what_does_nothing_is_said() {
         let flag = arg.split('=').next().unwrap();
         assert!(warning.starts_with(&format!("{flag} does nothing here: ")), "{warning}");
     }
+    let graphs = |value| parse(line(&["m", value]), &Environment::default()).unwrap().warnings;
+    let does_nothing = "--cuda-graphs 1,2 does nothing here: the shards choose the sizes themselves";
+    assert_eq!(graphs("--cuda-graphs=1,2"), [does_nothing]);
+    assert!(graphs("--cuda-graphs=0").is_empty());
     // A switch leaves the argument after it alone.
     assert_eq!(serve_args(&["--disable-custom-kernels", "m"]).model.name(), Some("m"));
 }

@@ -45,7 +45,6 @@ const IGNORED: &[Ignored] = &[
     ignored("validation-workers", true, "the router sizes its tokenizer pool by the cores"),
     ignored("waiting-served-ratio", true, OWN_QUEUE),
     ignored("max-waiting-tokens", true, OWN_QUEUE),
-    ignored("cuda-graphs", true, "the shards choose their batch shapes themselves"),
     ignored("disable-custom-kernels", false, "kernels are chosen by what the device supports"),
     ignored("usage-stats", true, "anaphora sends no usage statistics anywhere"),
     ignored("ngrok", false, NO_NGROK),

@@ -107,6 +107,8 @@ fn every_flag() {
         "--load-format=dummy",
         "--dtype=float16",
         "--kv-cache-dtype=fp8_e4m3fn",
+        "--attention-backend=flash_attention",
+        "--cuda-graphs=0",
         "--tokenizer=/tok",
         "--tokenizer-config-path=/tok/tokenizer_config.json",
         "--num-threads=6",

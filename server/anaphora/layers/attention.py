@@ -48,5 +48,6 @@ class Attention:
             soft_cap=self.soft_cap,
             key_scale=cache.key_scale,
             value_scale=cache.value_scale,
+            implementation=context.attention_backend,
         )
         return out.flatten(1)

@@ -48,6 +48,7 @@ pub(super) fn read(file: &Gguf) -> Result<ModelConfig, ModelError> {
         mlp_bias: file.tensor("blk.0.ffn_gate.bias").is_some(),
         sliding_window: keys.optional_size("attention.sliding_window")?,
         dtype: None,
+        fp8_activations: None,
         eos_token_ids: ["eos", "eot", "eom"]
             .iter()
             .filter_map(|kind| file.metadata.u32(&format!("tokenizer.ggml.{kind}_token_id")))

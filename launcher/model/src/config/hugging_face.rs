@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{Architecture, ModelConfig, RopeScaling, Source};
 use crate::error::ModelError;
+use crate::fp8;
 
 const FULL_ATTENTION: &str = "full_attention";
 const SLIDING_ATTENTION: &str = "sliding_attention";
@@ -52,11 +53,15 @@ fn defaults(architecture: Architecture) -> Vec<(&'static str, Json)> {
 
 fn parse(architecture: Architecture, fields: &Fields<'_>) -> Result<ModelConfig, ModelError> {
     fields.refuse_unless("hidden_act", "silu")?;
-    if let Some(quantization) = fields.get("quantization_config") {
-        let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
-        let hint = "Use the original weights, or a GGUF file.";
-        return Err(fields.source.unsupported("weights quantised with", method, "F64, F32, F16, BF16", hint));
-    }
+    let fp8_activations = match fields.get("quantization_config") {
+        Some(quantization) => Some(fp8::activations(quantization).ok_or_else(|| {
+            let method = quantization["quant_method"].as_str().unwrap_or("an unnamed method");
+            let hint = "Use the original weights, or a GGUF file.";
+            let item = "quantization_config: this form of";
+            fields.source.unsupported(item, method, fp8::SUPPORTED, hint)
+        })?),
+        None => None,
+    };
     let hidden_size = fields.size("hidden_size")?;
     let num_attention_heads = fields.size("num_attention_heads")?;
     let empty = Map::new();
@@ -91,6 +96,7 @@ fn parse(architecture: Architecture, fields: &Fields<'_>) -> Result<ModelConfig,
         sliding_window: fields.optional_size("sliding_window")?.filter(|_| has_window),
         dtype: dtype(fields)?,
         eos_token_ids: fields.token_ids("eos_token_id")?,
+        fp8_activations,
     })
 }
 
