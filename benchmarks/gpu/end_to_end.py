@@ -41,7 +41,6 @@ def transformers_batch(bench: Bench, shape: Shape, prompts: NDArray[np.uint32], 
     config = AutoConfig.from_pretrained(shape.path)
     with torch.device(bench.device):
         model = AutoModelForCausalLM.from_config(config, dtype=bench.dtype, attn_implementation="sdpa").eval()
-    model.set_attn_implementation("paged|sdpa")
     settings = GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1, pad_token_id=0)
     inputs = prompts.tolist()
     return _second_time(bench, lambda: model.generate_batch(inputs, generation_config=settings, progress_bar=False))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from anaphora.graphs import graph_capture
-from anaphora.loader import LoadedModel, load_model
+from anaphora.loader import LoadedModel, has_fp8, load_model
 from anaphora.parallel import ParallelGroup
 from anaphora.wire import Limits
 from anaphora.worker import Worker
@@ -59,22 +60,47 @@ GOALS = {
 
 def run(bench: Bench, shape: Shape) -> None:
     """Every row, with a cache of the activations' dtype and then with FP8."""
+    loaded = with_random_weights(bench, shape)
+    for kv_dtype, parts in ((bench.dtype, (decode, batches, shared, warm, cold, idle)), (FP8, (decode, warm))):
+        measure(bench, shape, loaded, kv_dtype, parts)
+
+
+def run_fp8(bench: Bench, shape: Shape) -> None:
+    """Decoding and prompts with weights in FP8, over a cache in FP8."""
+    if not has_fp8(bench.device):
+        bench.skip("engine", "weights in FP8", "no GPU that multiplies FP8")
+        return
+    measure(bench, shape, with_random_weights(bench, shape, quantize="fp8"), FP8, (decode, batches, warm, cold))
+
+
+def with_random_weights(bench: Bench, shape: Shape, quantize: str = "auto") -> LoadedModel:
+    """The model, in the bench's dtype or in fewer bits."""
     began = time.perf_counter()
     loaded = load_model(
         shape.path,
         load_format="dummy",
         dtype=str(bench.dtype).removeprefix("torch."),
+        quantize=quantize,
         device=bench.device,
         group=ParallelGroup(),
     )
-    bench.add(Row("engine", "random weights", _once(time.perf_counter() - began)))
-    sizes = Sizes.of(bench)
-    plain = (decode, batches, shared, warm, cold, idle)
-    for kv_dtype, parts in ((bench.dtype, plain), (FP8, (decode, warm))):
-        shard = configured(bench, loaded, kv_dtype, sizes)
-        for part in parts:
-            part(bench, shape, shard)
-        del shard  # its pool is most of the card
+    bench.add(Row("engine", f"random weights, {quantize}", _once(time.perf_counter() - began)))
+    return loaded
+
+
+Part = Callable[[Bench, Shape, "Shard"], None]
+
+
+def measure(bench: Bench, shape: Shape, loaded: LoadedModel, kv_dtype: torch.dtype, parts: Sequence[Part]) -> None:
+    """The rows of some parts, and whether any of them took memory."""
+    shard = configured(bench, loaded, kv_dtype, Sizes.of(bench))
+    reserved = torch.cuda.memory_reserved(bench.device) if bench.is_cuda else 0
+    for part in parts:
+        part(bench, shape, shard)
+    if bench.is_cuda:
+        grown = torch.cuda.memory_reserved(bench.device) - reserved
+        what = f"memory after the warm-up{shard.label}"
+        bench.add(Row("engine", what, None, note=f"{grown / 2**20:.0f} MiB more; the goal is 0"))
 
 
 @dataclass(frozen=True)
@@ -93,9 +119,26 @@ class Shard:
         return self.worker._configured  # noqa: SLF001
 
     @property
-    def cache(self) -> str:
-        """What the table says of the cache."""
-        return ", FP8 cache" if self.kv_itemsize == 1 else ""
+    def weight_itemsize(self) -> int:
+        """Bytes of a weight; the head's are always the dtype's."""
+        return 1 if "fp8_e4m3" in self.worker.loaded.weight_formats else self.worker.loaded.dtype.itemsize
+
+    @property
+    def label(self) -> str:
+        """What the table says of weights and cache."""
+        return ", FP8 weights" * (self.weight_itemsize == 1) + ", FP8 cache" * (self.kv_itemsize == 1)
+
+    def goal(self, what: str, size: int) -> float | None:
+        """Of `achieved`; there are none for weights in FP8, whose floors are lower by as much as reads go."""
+        return GOALS.get((what, size)) if self.weight_itemsize > 1 else None
+
+    def floor(self, bench: Bench, shape: Shape, num_tokens: int) -> float:
+        """Seconds of a decoding step that reads so many tokens of the cache, and all weights."""
+        loaded = self.worker.loaded
+        weights = shape.num_layer_weights * self.weight_itemsize
+        weights += (shape.num_weights - shape.num_layer_weights) * loaded.dtype.itemsize
+        cache = shape.config.num_layers * shape.kv_bytes(num_tokens, self.kv_itemsize)
+        return (weights + cache) / bench.copy_rate
 
     def rows(self, num_rows: int, context: int, *, growth: int, num_shared: int = 0) -> Rows:
         """Rows of `context` cached tokens, with room for `growth` more."""
@@ -131,9 +174,9 @@ def decode(bench: Bench, shape: Shape, shard: Shard) -> None:
     sizes = shard.sizes
     for name, context in (("short", sizes.short // 8), ("long", sizes.long)):
         times = _decode(shard, 1, context)
-        floor = _floor(bench, shape, shard, 1, context)
-        goal = GOALS.get((name, shard.kv_itemsize))
-        bench.add(Row("engine", f"decode step, batch 1, {context:,} tokens{shard.cache}", times, floor, goal))
+        floor = shard.floor(bench, shape, context)
+        goal = shard.goal(name, shard.kv_itemsize)
+        bench.add(Row("engine", f"decode step, batch 1, {context:,} tokens{shard.label}", times, floor, goal))
 
 
 def batches(bench: Bench, shape: Shape, shard: Shard) -> None:
@@ -145,10 +188,10 @@ def batches(bench: Bench, shape: Shape, shard: Shard) -> None:
         except MemoryError as error:
             bench.skip("engine", f"decode step, batch {num_rows}", error)
             continue
-        floor = _floor(bench, shape, shard, num_rows, context)
+        floor = shard.floor(bench, shape, num_rows * context)
         note = f"{num_rows / times.median:,.0f} tokens/s"
-        what = f"decode step, batch {num_rows}, {context:,} tokens"
-        bench.add(Row("engine", what, times, floor, GOALS.get(("batch", num_rows)), note))
+        what = f"decode step, batch {num_rows}, {context:,} tokens{shard.label}"
+        bench.add(Row("engine", what, times, floor, shard.goal("batch", num_rows), note))
 
 
 def shared(bench: Bench, shape: Shape, shard: Shard) -> None:
@@ -157,15 +200,15 @@ def shared(bench: Bench, shape: Shape, shard: Shard) -> None:
     what = f"decode step, {sizes.sharing} rows on one prefix of {sizes.long:,} tokens"
     context = sizes.long + sizes.private
     num_tokens = sizes.long + sizes.sharing * sizes.private
-    floor = shape.decode_bytes(num_tokens, 1, bench.dtype.itemsize, shard.kv_itemsize) / bench.copy_rate
     once = _decode(shard, sizes.sharing, context, num_shared=sizes.long)
     min_shared_tokens, shard.state.slots.min_shared_tokens = shard.state.slots.min_shared_tokens, None
     each = _decode(shard, sizes.sharing, context, num_shared=sizes.long)
     shard.state.slots.min_shared_tokens = min_shared_tokens
-    goal = GOALS.get(("shared", sizes.sharing))
     note = f"{each.median / once.median:.1f} x over reading it per row; the goal is 12"
-    bench.add(Row("engine", what, once, floor, goal, note))
-    bench.add(Row("engine", "  the same, read per row", each, _floor(bench, shape, shard, sizes.sharing, context)))
+    goal = shard.goal("shared", sizes.sharing)
+    bench.add(Row("engine", what, once, shard.floor(bench, shape, num_tokens), goal, note))
+    floor = shard.floor(bench, shape, sizes.sharing * context)
+    bench.add(Row("engine", "  the same, read per row", each, floor))
 
 
 def warm(bench: Bench, shape: Shape, shard: Shard) -> None:
@@ -178,9 +221,9 @@ def warm(bench: Bench, shape: Shape, shard: Shard) -> None:
             prompt_time(shard.worker, rows, tokens, context, shard.sizes.chunk) for _ in range(3 if bench.quick else 12)
         ]
         operations = shape.prompt_operations(num_new, context + num_new) / bench.product_rate
-        reading = shape.decode_bytes(context, 1, bench.dtype.itemsize, shard.kv_itemsize) / bench.copy_rate
-        goal = GOALS.get(("warm", num_new))
-        what = f"warm turn, {num_new} new on {context:,} cached{shard.cache}"
+        reading = shard.floor(bench, shape, context)
+        goal = shard.goal("warm", num_new)
+        what = f"warm turn, {num_new} new on {context:,} cached{shard.label}"
         bench.add(Row("engine", what, spread(times[2:]), max(operations, reading), goal))
 
 
@@ -195,10 +238,10 @@ def cold(bench: Bench, shape: Shape, shard: Shard) -> None:
     bench.add(
         Row(
             "engine",
-            f"cold prefill, {num_tokens:,} tokens",
+            f"cold prefill, {num_tokens:,} tokens{shard.label}",
             _once(seconds),
             floor,
-            GOALS.get(("cold", num_tokens)),
+            shard.goal("cold", num_tokens),
             note,
         )
     )
@@ -230,10 +273,6 @@ def _decode(shard: Shard, num_rows: int, context: int, num_shared: int = 0) -> S
     steps = shard.sizes.steps
     rows = shard.started(num_rows, context, growth=steps + 8, num_shared=num_shared)
     return spread(decode_times(shard.worker, rows, steps))
-
-
-def _floor(bench: Bench, shape: Shape, shard: Shard, num_rows: int, context: int) -> float:
-    return shape.decode_bytes(context, num_rows, bench.dtype.itemsize, shard.kv_itemsize) / bench.copy_rate
 
 
 def _once(seconds: float) -> Spread:

@@ -31,7 +31,13 @@ from measure import HEADER, Bench, cells, measure_ceilings
 from report import machine, table
 from shapes import Shape
 
-PARTS = {"correctness": correctness.run, "attention": attention.run, "engine": engine.run, "end_to_end": end_to_end.run}
+PARTS = {
+    "correctness": correctness.run,
+    "attention": attention.run,
+    "engine": engine.run,
+    "end_to_end": end_to_end.run,
+    "engine_fp8": engine.run_fp8,
+}
 
 
 def main() -> None:

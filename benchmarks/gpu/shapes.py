@@ -64,12 +64,6 @@ class Shape:
         pairs = num_queries * context - num_queries * (num_queries - 1) // 2
         return 4 * self.config.num_heads * self.config.head_dim * pairs
 
-    def decode_bytes(self, contexts: int, num_rows: int, weight_itemsize: int, kv_itemsize: int) -> int:
-        """Of a step: the weights, and the cache of all rows (`contexts` tokens each)."""
-        return self.num_weights * weight_itemsize + self.config.num_layers * self.kv_bytes(
-            contexts * num_rows, kv_itemsize
-        )
-
     def prompt_operations(self, num_new: int, context: int) -> int:
         """Of computing the last `num_new` of `context` tokens."""
         attention = self.config.num_layers * self.attention_operations(num_new, context)

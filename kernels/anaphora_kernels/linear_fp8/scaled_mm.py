@@ -1,7 +1,7 @@
 """linear_fp8 by `torch._scaled_mm`: cuBLAS or CUTLASS on a GPU, whatever this version of torch takes for the card.
 
-Its results are bfloat16, the one type that scales per row have in every version: not for float32. It sums a whole product in the tensor
-cores' own accumulators (`use_fast_accum`), as is usual where nothing is trained.
+Its results are bfloat16, the one type that scales per row have in every version: float32 has the reference. It sums a
+whole product in the tensor cores' own accumulators (`use_fast_accum`), as is usual where nothing is trained.
 """
 
 import torch
