@@ -34,6 +34,7 @@ test-rust: tools model
 test-python: $(VENV)/.installed-test model
 	$(BIN)/python -m pytest kernels/tests server/tests
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest kernels/tests/triton server/tests/triton
+	$(BIN)/python kernels/bench/compile.py
 
 test-integration: $(VENV)/.installed-test model
 	$(BIN)/python -m pytest integration-tests

@@ -185,16 +185,11 @@ def norm(run: Run) -> list[Tensor]:
     return [out, residual]
 
 
-def silu(run: Run) -> list[Tensor]:
-    """An MLP's gate."""
+def gates(run: Run) -> list[Tensor]:
+    """Of both kinds of MLP."""
     gate_up = run.inputs()(T, 2 * run.config.intermediate_size)
-    return [anaphora_kernels.silu_mul(gate_up, implementation=run.implementation)]
-
-
-def gelu(run: Run) -> list[Tensor]:
-    """Another's."""
-    gate_up = run.inputs()(T, 2 * run.config.intermediate_size)
-    return [anaphora_kernels.gelu_mul(gate_up, implementation=run.implementation)]
+    name = run.implementation
+    return [anaphora_kernels.gate_mul(gate_up, activation, implementation=name) for activation in ("silu", "gelu")]
 
 
 def sample(run: Run) -> list[Tensor]:
@@ -240,8 +235,7 @@ CHECKS: tuple[tuple[str, torch.dtype | None, Check], ...] = (
     ("rope_kv_store", FP8, rope_store_fp8),
     ("copy_blocks", None, copies),
     ("rms_norm", None, norm),
-    ("silu_mul", None, silu),
-    ("gelu_mul", None, gelu),
+    ("gate_mul", None, gates),
     ("quantize_fp8", None, quantize),
     ("linear_fp8", None, product_fp8),
     ("sampling", None, sample),

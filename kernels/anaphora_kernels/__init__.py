@@ -11,7 +11,7 @@
                 embedding(indices, weight, dtype)                                     -> [T, columns]
     norms       rms_norm(x, weight, eps, residual=None)                               -> [T, hidden]
     rotary      rope(x, cos, sin)                                                     in place
-    MLP         silu_mul(gate_up), gelu_mul(gate_up)                                  -> [T, intermediate]
+    MLP         gate_mul(gate_up, activation)                                         -> [T, intermediate]
     sampling    sampling(logits, metadata)                                            -> Samples of [R]
 
 T is the number of tokens of a step, all rows together. Shapes, contract and layout stand in each op's folder, beside
@@ -21,7 +21,7 @@ Every op takes `implementation=` to name one. This package depends on torch alon
 
 from anaphora_kernels.copy_blocks import copy_blocks
 from anaphora_kernels.embedding import embedding
-from anaphora_kernels.gelu_mul import gelu_mul
+from anaphora_kernels.gate_mul import gate_mul
 from anaphora_kernels.kv_store import kv_indices, kv_store
 from anaphora_kernels.linear import linear
 from anaphora_kernels.linear_fp8 import linear_fp8
@@ -32,7 +32,6 @@ from anaphora_kernels.rms_norm import rms_norm
 from anaphora_kernels.rope import rope
 from anaphora_kernels.rope_kv_store import rope_kv_store
 from anaphora_kernels.sampling import SamplingMetadata, sampling
-from anaphora_kernels.silu_mul import silu_mul
 
 __all__ = [
     "AttentionMetadata",
@@ -40,7 +39,7 @@ __all__ = [
     "SharedPrefixes",
     "copy_blocks",
     "embedding",
-    "gelu_mul",
+    "gate_mul",
     "kv_indices",
     "kv_store",
     "linear",
@@ -51,5 +50,4 @@ __all__ = [
     "rope",
     "rope_kv_store",
     "sampling",
-    "silu_mul",
 ]

@@ -55,7 +55,7 @@ CACHE_TRITON = Implementation("triton", devices=GPU, dtypes=FLOATS | FP8)
 IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "copy_blocks": (CACHE_TRITON, CACHE_REFERENCE),
     "embedding": (PACKED, REFERENCE),
-    "gelu_mul": (TRITON, NATIVE, REFERENCE),
+    "gate_mul": (TRITON, NATIVE, REFERENCE),
     "kv_store": (CACHE_TRITON, CACHE_REFERENCE),
     "linear": (PACKED, REFERENCE),
     "linear_fp8": (Implementation("scaled_mm", dtypes=HALVES), REFERENCE),
@@ -73,7 +73,6 @@ IMPLEMENTATIONS: dict[str, tuple[Implementation, ...]] = {
     "rope": (TRITON, REFERENCE),
     "rope_kv_store": (CACHE_TRITON, NATIVE, CACHE_REFERENCE),
     "sampling": (TRITON, NATIVE, REFERENCE),
-    "silu_mul": (TRITON, NATIVE, REFERENCE),
 }
 
 

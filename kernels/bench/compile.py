@@ -1,21 +1,23 @@
 """Compiles the Triton kernels for cards that are not here, and prints what each needs of a multiprocessor.
 
-    python kernels/bench/compile.py                      every op, for sm_80, sm_90 and sm_100 (some minutes)
-    python kernels/bench/compile.py --quick              one case of each kernel, for sm_90
+    python kernels/bench/compile.py                      every op, for sm_80, sm_90 and sm_100, on all cores (minutes)
     python kernels/bench/compile.py --op paged_attention --arch 90
 
 The ops run as they are, on tensors without memory (torch's meta device); what they would launch is recorded, and then
-compiled by Triton and its own ptxas. Exits with 1 if a kernel needs more shared memory than the card has, or spills
-more than SPILLS bytes of registers per thread.
+compiled by Triton and its own ptxas. Triton keeps what it has compiled: the second time takes seconds. Exits with 1 if
+a kernel needs more shared memory than the card has, or spills more than SPILLS bytes of registers per thread.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,7 @@ def attention(
     return run
 
 
-def attentions(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+def attentions(architecture: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every tile, with every option that compiles to other code."""
     bf16 = torch.bfloat16
     yield "decode bf16 d128", attention(bf16, 128, [1] * 64)
@@ -150,8 +152,6 @@ def attentions(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Call
     # One slice: nothing is merged, which is other code.
     yield "decode bf16 d128 whole", attention(bf16, 128, [1], context=96)
     yield "prefill bf16 d128 whole", attention(bf16, 128, [8192], context=8192)
-    if is_quick:
-        return
     lengths = {"decode": [1] * 64, "short": [16], "append": [200]}
     for head_dim, in_fp8 in product((64, 80, 128, 256), (False, True)):
         if architecture >= 90 or not in_fp8:
@@ -187,16 +187,14 @@ def attentions(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Call
     for block_size in (32, 128):
         yield f"decode bf16 d128 block {block_size}", attention(bf16, 128, [1] * 64, block_size=block_size)
         yield f"append bf16 d128 block {block_size}", attention(bf16, 128, [200], block_size=block_size)
-    for kind, queries in lengths.items():
-        yield f"{kind} fp32 d64", attention(torch.float32, 64, queries)
-        yield f"{kind} fp32 d128", attention(torch.float32, 128, queries)
-        yield f"{kind} fp16 d128", attention(torch.float16, 128, queries)
+    for (kind, queries), dtype, head_dim in product(lengths.items(), (torch.float32, torch.float16), (64, 128, 256)):
+        yield f"{kind} {TYPES[dtype]} d{head_dim}", attention(dtype, head_dim, queries)
 
 
-def small_ops(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+def small_ops(architecture: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """The elementwise and copying ops in the shapes of Llama-3.1-8B."""
     caches: tuple[torch.dtype | None, ...] = (None, torch.float8_e4m3fn) if architecture >= 90 else (None,)
-    for dtype in (torch.bfloat16,) if is_quick else (torch.bfloat16, torch.float16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         x, gate_up = torch.empty(64, 4096, dtype=dtype, device=META), torch.empty(64, 28672, dtype=dtype, device=META)
         heads, angles = (
             torch.empty(64, 48, 128, dtype=dtype, device=META),
@@ -206,9 +204,13 @@ def small_ops(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Calla
         name = TYPES[dtype]
         yield f"{name} residual", lambda x=x, weight=weight: op("rms_norm")(x, weight, 1e-5, residual=x)
         yield name, lambda x=x, weight=weight: op("rms_norm")(x, weight, 1e-5)
-        yield name, lambda gate_up=gate_up: op("silu_mul")(gate_up)
-        yield name, lambda gate_up=gate_up: op("gelu_mul")(gate_up)
+        yield f"{name} silu", lambda gate_up=gate_up: op("gate_mul")(gate_up, "silu")
+        yield f"{name} gelu", lambda gate_up=gate_up: op("gate_mul")(gate_up, "gelu")
         yield name, lambda heads=heads, angles=angles: op("rope")(heads[:, :40], angles, angles)
+        if architecture >= 90:
+            scale = torch.empty((), device=META)
+            yield name, lambda x=x: op("quantize_fp8")(x)
+            yield f"{name} static", lambda x=x, scale=scale: op("quantize_fp8")(x, scale)
         for cache_dtype in caches:
             pool = torch.empty(32, 2, 64, 16, 8, 128, dtype=cache_dtype or dtype, device=META)
             scales = dict.fromkeys(("key_scale", "value_scale"), torch.empty(8, device=META) if cache_dtype else None)
@@ -225,9 +227,8 @@ def small_ops(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Calla
             yield label, lambda pool=pool, cells=cells: op("copy_blocks")(pool, cells, cells)
 
 
-def samplings(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+def samplings(_architecture: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Greedy, random, and with everything; 64 rows of Llama 3's vocabulary."""
-    del architecture
     vocab = 128_256
     floats, ints = torch.empty(64, device=META), torch.empty(64, dtype=torch.int64, device=META)
     seen = torch.empty(64, vocab, dtype=torch.bool, device=META)
@@ -235,12 +236,11 @@ def samplings(architecture: int, *, is_quick: bool) -> Iterator[tuple[str, Calla
     penalties = Penalties(ints, ints, seen, counts, floats, floats, floats)
     everything = RandomRows(ints, floats, ints, ints, ints, 50, floats, floats, floats)
     cases = {"everything": SamplingMetadata(LogitBias(ints, ints, floats), penalties, everything)}
-    if not is_quick:
-        cases["random"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints))
-        cases["top-k"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints, ints, 50))
-        cases["top-p"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints, top_p=floats))
-        cases["top-k, top-p"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints, ints, 50, floats))
-    for dtype in (torch.bfloat16,) if is_quick else (torch.bfloat16, torch.float16, torch.float32):
+    cases["random"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints))
+    cases["top-k"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints, ints, 50))
+    cases["top-p"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints, top_p=floats))
+    cases["top-k, top-p"] = SamplingMetadata(random=RandomRows(None, floats, ints, ints, ints, 50, floats))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         logits = torch.empty(64, vocab, dtype=dtype, device=META)
         for name, metadata in cases.items():
             yield f"{TYPES[dtype]} {name}", lambda logits=logits, metadata=metadata: op("sampling")(logits, metadata)
@@ -283,29 +283,55 @@ def compile_for(launch: Launch, architecture: int) -> Needs:
     return Needs(compiled.metadata.shared, int(fields["REG"]), int(fields["STACK"]), compiled.metadata.num_warps)
 
 
+@dataclass(frozen=True)
+class Job:
+    """One launch, by where it is found: another process finds it again."""
+
+    architecture: int
+    family: str
+    case: int
+    launch: int
+
+
+def cases(architecture: int, family: str) -> list[tuple[str, Callable[[], Any]]]:
+    """The cases of a family, on a card of this architecture."""
+    paged_attention.machine = lambda _: ((architecture // 10, architecture % 10), 132)
+    return list(FAMILIES[family](architecture))
+
+
+def jobs(architectures: Iterable[int], families: Iterable[str]) -> Iterator[Job]:
+    """Every launch once, in the order of the table."""
+    for architecture in architectures:
+        done = set()
+        for family in families:
+            for case, (_, run) in enumerate(cases(architecture, family)):
+                for index, launch in enumerate(recorded(run)):
+                    if launch not in done:
+                        done.add(launch)
+                        yield Job(architecture, family, case, index)
+
+
+def compiled(job: Job) -> tuple[str, str, Needs]:
+    """The kernel's name, the case's label, and what it needs."""
+    label, run = cases(job.architecture, job.family)[job.case]
+    launch = recorded(run)[job.launch]
+    return launch.kernel.__name__, label, compile_for(launch, job.architecture)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     arguments.add_argument("--arch", type=int, action="append", choices=SHARED)
     arguments.add_argument("--op", choices=FAMILIES, action="append")
-    arguments.add_argument("--quick", action="store_true")
     chosen = arguments.parse_args()
     print("| sm | kernel | case | shared, KiB | registers | spilled, B | warps |\n|---|---|---|---|---|---|---|")
+    all_jobs = list(jobs(chosen.arch or SHARED, chosen.op or FAMILIES))
     failures = 0
-    for architecture in chosen.arch or ([90] if chosen.quick else SHARED):
-        paged_attention.machine = lambda _, architecture=architecture: ((architecture // 10, architecture % 10), 132)
-        done = set()
-        for family in chosen.op or FAMILIES:
-            for label, run in FAMILIES[family](architecture, is_quick=chosen.quick):
-                for launch in recorded(run):
-                    if launch in done:
-                        continue
-                    done.add(launch)
-                    needs = compile_for(launch, architecture)
-                    name = launch.kernel.__name__
-                    is_over = needs.shared > SHARED[architecture] or needs.spilled > SPILLS.get(name, 0)
-                    failures += is_over
-                    row = (architecture, name, label, f"{needs.shared / 1024:.1f}", needs.registers, needs.spilled)
-                    print("|", " | ".join(map(str, row)), "|", needs.warps, "|", "too much" * is_over, flush=True)
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), get_context("spawn")) as pool:
+        for job, (name, label, needs) in zip(all_jobs, pool.map(compiled, all_jobs), strict=True):
+            is_over = needs.shared > SHARED[job.architecture] or needs.spilled > SPILLS.get(name, 0)
+            failures += is_over
+            row = (job.architecture, name, label, f"{needs.shared / 1024:.1f}", needs.registers, needs.spilled)
+            print("|", " | ".join(map(str, row)), "|", needs.warps, "|", "too much" * is_over, flush=True)
     if failures:
         sys.exit(f"{failures} kernels need more than a card has")
 

@@ -25,7 +25,7 @@ class Mlp:
         """What two rounds of it compute: the second one's tensors fit where the first one's were."""
         for _ in range(2):
             normed = anaphora_kernels.rms_norm(x, self.norm, 1e-5, residual=residual)
-            gated = anaphora_kernels.silu_mul(anaphora_kernels.linear(normed, self.gate_up))
+            gated = anaphora_kernels.gate_mul(anaphora_kernels.linear(normed, self.gate_up), "silu")
             x = anaphora_kernels.linear(gated, self.down)
         return x
 

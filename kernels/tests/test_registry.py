@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from anaphora_kernels import registry, silu_mul
+from anaphora_kernels import gate_mul, registry
 from anaphora_kernels.registry import BackendImportError, Implementation, UnknownImplementationError
 
 
@@ -43,11 +43,11 @@ def test_a_refusal_names_what_was_asked(
 
 def test_a_broken_backend_is_named_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = (Implementation("not_installed"), registry.REFERENCE)
-    monkeypatch.setitem(registry.IMPLEMENTATIONS, "silu_mul", rows)
+    monkeypatch.setitem(registry.IMPLEMENTATIONS, "gate_mul", rows)
     registry.select.cache_clear()
-    with pytest.raises(BackendImportError, match="'not_installed' implementation of silu_mul"):
-        silu_mul(torch.zeros(1, 2))
-    silu_mul(torch.zeros(1, 2), implementation="reference")
+    with pytest.raises(BackendImportError, match="'not_installed' implementation of gate_mul"):
+        gate_mul(torch.zeros(1, 2), "silu")
+    gate_mul(torch.zeros(1, 2), "silu", implementation="reference")
     registry.select.cache_clear()
 
 

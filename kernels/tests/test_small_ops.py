@@ -4,7 +4,7 @@ import pytest
 import torch
 from anaphora_kernels import (
     copy_blocks,
-    gelu_mul,
+    gate_mul,
     kv_indices,
     kv_store,
     linear,
@@ -12,7 +12,6 @@ from anaphora_kernels import (
     rms_norm,
     rope,
     rope_kv_store,
-    silu_mul,
 )
 from anaphora_kernels.linear.cpu import PackedWeight
 from anaphora_kernels.testing import assert_close, implementations
@@ -65,24 +64,24 @@ def pack(weight: torch.Tensor) -> PackedWeight:
     return packed
 
 
-@pytest.mark.parametrize(("implementation", "dtype"), implementations("silu_mul"))
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("gate_mul"))
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_silu_mul(implementation: str, dtype: torch.dtype, tokens: int) -> None:
+def test_silu_gate(implementation: str, dtype: torch.dtype, tokens: int) -> None:
     gate_up = normal(tokens, 2 * 24, dtype=dtype)
     before = gate_up.clone()
     gate, up = gate_up.double().chunk(2, -1)
-    assert_close(silu_mul(gate_up, implementation=implementation), (gate / (1 + (-gate).exp()) * up).to(dtype))
+    assert_close(gate_mul(gate_up, "silu", implementation=implementation), (gate / (1 + (-gate).exp()) * up).to(dtype))
     assert torch.equal(gate_up, before)
 
 
-@pytest.mark.parametrize(("implementation", "dtype"), implementations("gelu_mul"))
+@pytest.mark.parametrize(("implementation", "dtype"), implementations("gate_mul"))
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_gelu_mul(implementation: str, dtype: torch.dtype, tokens: int) -> None:
+def test_gelu_gate(implementation: str, dtype: torch.dtype, tokens: int) -> None:
     gate_up = normal(tokens, 2 * 24, dtype=dtype)
     before = gate_up.clone()
     gate, up = gate_up.double().chunk(2, -1)
     gelu = gate / 2 * (1 + ((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)).tanh())
-    assert_close(gelu_mul(gate_up, implementation=implementation), (gelu * up).to(dtype))
+    assert_close(gate_mul(gate_up, "gelu", implementation=implementation), (gelu * up).to(dtype))
     assert torch.equal(gate_up, before)
 
 

@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from anaphora_kernels.gate_mul import Activation
 
 from anaphora.errors import ModelFileError, UnsupportedModelError
 from anaphora.fp8_checkpoint import Activations, read_activations
@@ -23,7 +24,6 @@ from anaphora.layers.rotary import FactorScaling, LinearScaling, Llama3Scaling, 
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 T = TypeVar("T", int, float, bool, str)
-Activation = Literal["silu", "gelu"]  # gelu: the tanh form
 
 
 @dataclass(frozen=True)

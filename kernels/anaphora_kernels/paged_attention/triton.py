@@ -316,7 +316,7 @@ def _merge(
         BLOCK_D=_block_d(shape.head_dim),
         HAS_PREFIX=prefix is not None,
         BLOCK_S=MERGED_AT_ONCE,
-        num_warps=4,
+        num_warps=8 if shape.head_dim > 128 else 4,
     )
 
 

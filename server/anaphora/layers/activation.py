@@ -1,11 +1,16 @@
-"""Activations between the products of an MLP: gate_up [T, 2 * intermediate], merged -> [T, intermediate]."""
-
-from collections.abc import Callable
+"""The activation between the products of a gated MLP."""
 
 import anaphora_kernels
+from anaphora_kernels.gate_mul import Activation
 from torch import Tensor
 
-GATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": anaphora_kernels.silu_mul,  # silu(gate) * up
-    "gelu": anaphora_kernels.gelu_mul,  # gelu(gate) * up, in the tanh form
-}
+
+class Gate:
+    """activation(gate) * up, of one merged product."""
+
+    def __init__(self, activation: Activation) -> None:
+        self.activation = activation
+
+    def __call__(self, gate_up: Tensor) -> Tensor:
+        """[T, gate then up] -> [T, intermediate]."""
+        return anaphora_kernels.gate_mul(gate_up, self.activation)

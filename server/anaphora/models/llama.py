@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anaphora.context import ForwardContext
 from anaphora.kv_cache import KvCache, KvLayout, LayerCache
-from anaphora.layers.activation import GATES
+from anaphora.layers.activation import Gate
 from anaphora.layers.attention import Attention
 from anaphora.layers.embedding import VocabParallelEmbedding, VocabParallelHead
 from anaphora.layers.linear import GateUpLinear, QkvLinear, RowParallelLinear
@@ -73,7 +73,7 @@ class LlamaMlp:
         """Sizes from `config`."""
         hidden, intermediate, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up_proj = GateUpLinear(hidden, intermediate, placement, bias=bias)
-        self.gate = GATES[config.activation]
+        self.gate = Gate(config.activation)
         self.down_proj = RowParallelLinear(intermediate, hidden, placement, bias=bias)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ impl Kernel for Gate {
 
     #[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
     fn run(&self, rows: usize, _: &[Arc<Planned>], pool: &Pool) -> PyResult<()> {
-        // SAFETY: `silu_mul/cpu.py` and `gelu_mul/cpu.py` pass contiguous tensors of these sizes, and have just made `out`.
+        // SAFETY: `gate_mul/cpu.py` passes contiguous tensors of these sizes, and have just made `out`.
         unsafe {
             match self.dtype {
                 Dtype::Float32 => self.typed::<f32>(rows, pool),
@@ -129,7 +129,7 @@ impl Kernel for Gate {
     }
 }
 
-/// See `anaphora_kernels.silu_mul` and `gelu_mul`; `width` of the output.
+/// See `anaphora_kernels.gate_mul`; `width` of the output.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "a struct of them would be made for one call")]
 fn gate_mul_rows(
