@@ -321,18 +321,21 @@ fn files_that_are_not_there_are_named() {
     );
 }
 
-/// A directory in FP8 with a scale per tensor, after `change` to its scales (name, shape).
+/// Names and shapes.
+type Scales = Vec<(String, Vec<u64>)>;
+
+/// A directory in FP8 with a scale per tensor, after `change` to its scales.
 fn fp8_directory(
     directory: &Path,
     quantization: &Json,
-    change: impl FnOnce(&mut Vec<(String, Vec<u64>)>),
+    change: impl FnOnce(&mut Scales),
 ) -> Result<anaphora_model::ModelSummary, anaphora_model::ModelError> {
     let mut config = tiny_config();
     config["quantization_config"] = quantization.clone();
     std::fs::write(directory.join("config.json"), config.to_string()).unwrap();
     let projections =
         TENSORS.iter().map(|(name, ..)| *name).filter(|name| name.contains("proj")).collect::<Vec<_>>();
-    let mut scales = Vec::new();
+    let mut scales = Scales::new();
     for name in &projections {
         scales.push((format!("{name}_scale"), vec![]));
         scales.push((name.replace(".weight", ".input_scale"), vec![1]));
@@ -391,7 +394,7 @@ fn fp8_checkpoints_are_served_with_their_scales() {
 fn scales_that_are_missing_or_of_another_form_are_named() {
     let quantization = json!({"quant_method": "fp8", "activation_scheme": "static"});
     let directory = tempfile::tempdir().unwrap();
-    let failure = |change: &dyn Fn(&mut Vec<(String, Vec<u64>)>)| {
+    let failure = |change: &dyn Fn(&mut Scales)| {
         let error = fp8_directory(directory.path(), &quantization, change).unwrap_err();
         error.to_string().replace(&format!("{}/", directory.path().display()), "")
     };
