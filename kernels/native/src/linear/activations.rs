@@ -33,7 +33,7 @@ pub(super) struct Singles<'a> {
     pub(super) values: Cow<'a, [f32]>,
 }
 
-/// bfloat16, in whole steps of a matrix tile.
+/// bfloat16, in whole steps of a matrix tile, and of pairs.
 #[derive(Debug)]
 pub(super) struct Halves<'a> {
     /// A multiple of 32.

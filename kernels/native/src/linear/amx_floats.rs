@@ -238,7 +238,7 @@ unsafe fn unpack<K: Kind>(format: Format, from: *const Line, columns: usize, int
     let scales = from.add(quant_lines).cast::<u16>();
     let minima = from.add(quant_lines + scale_lines).cast::<u16>();
     for block in 0..columns / BLOCK {
-        let quads = integers::unpack::<Avx512<true>, K>(from.cast(), block, 0);
+        let quads = integers::unpack::<Avx512<true, false>, K>(from.cast(), block, 0);
         for (quad, &quants) in quads.iter().enumerate() {
             let group = (block * BLOCK + quad * 4) / K::GROUP;
             let scale = half(scales.add(group * PANEL));

@@ -91,7 +91,7 @@ fn items(call: &Linear<'_>, num_rows: usize, num_threads: usize) -> Vec<Item> {
 
 /// The activations, in every form that the weight's segments ask for.
 struct Operands<'a> {
-    /// Multiplied on matrix tiles, where the machine has them and the activations are in bf16.
+    /// Multiplied on matrix tiles or in pairs, where the machine has such and the activations are in bf16.
     halves: Option<Halves<'a>>,
     /// Whether quantised weights are, too.
     unpacks: bool,
@@ -105,8 +105,9 @@ impl<'a> Operands<'a> {
     fn new(call: &Linear<'a>, pool: &Pool, level: Level) -> Self {
         let columns = call.weight.columns();
         let formats = call.weight.formats();
-        let halves = if level == Level::Amx { Halves::new(call.x, columns) } else { None };
-        let unpacks = halves.is_some() && call.x.len() / columns >= MIN_UNPACKED_ROWS;
+        let halves =
+            if matches!(level, Level::Avx512Bf16 | Level::Amx) { Halves::new(call.x, columns) } else { None };
+        let unpacks = level == Level::Amx && halves.is_some() && call.x.len() / columns >= MIN_UNPACKED_ROWS;
         let quantised = (!unpacks && formats.iter().any(|format| format.is_quantised()))
             .then(|| Quantised::new(call.x, columns, pool, level));
         let corrections = quantised.iter().flat_map(|quantised| {
@@ -131,6 +132,10 @@ impl<'a> Operands<'a> {
         // `level` comes from `Level::available`.
         unsafe {
             match (&self.halves, &self.singles, &self.quantised) {
+                #[cfg(target_arch = "x86_64")]
+                (Some(x), _, _) if level == Level::Avx512Bf16 && segment.format == Format::Bf16 => {
+                    floats::multiply_pairs(x, segment, span, emit, level);
+                }
                 #[cfg(target_arch = "x86_64")]
                 (Some(x), _, _)
                     if segment.format == Format::Bf16 || (self.unpacks && segment.format.is_quantised()) =>

@@ -5,7 +5,7 @@
 
 use super::{
     PANEL,
-    activations::Singles,
+    activations::{Halves, Singles},
     fast::{Emit, Span},
     isa::{Isa, on_isa},
     memory::Line,
@@ -16,32 +16,113 @@ use crate::simd::Level;
 /// Bytes ahead of what is read.
 const PREFETCH: usize = 2048;
 
-/// How a line of a panel is read.
+/// How a line of a panel is multiplied.
 trait Kind {
-    /// Columns in a line.
+    /// Of the activations.
+    type X: Copy;
+    /// Elements of the activations that a line takes.
     const COLUMNS: usize;
-    unsafe fn load<I: Isa>(line: *const u8) -> [I::F; 2];
+    /// Whether a tile's accumulators are all the registers that it needs many of.
+    const IS_LEAN: bool;
+
+    /// Adds the products of some panels' lines with some rows of `x`, which are `stride` elements apart.
+    unsafe fn add<I: Isa, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
+        sums: &mut [[[I::F; HALVES]; PANELS]; ROWS],
+        half: usize,
+        lines: [*const u8; PANELS],
+        x: *const Self::X,
+        stride: usize,
+    );
 }
 
+/// Floats with floats.
 struct F32;
-struct Bf16;
+/// Pairs of bf16, widened, with floats.
+struct Widened;
+/// Pairs of bf16 with such.
+struct Pairs;
 
 impl Kind for F32 {
+    type X = f32;
     const COLUMNS: usize = 1;
+    const IS_LEAN: bool = true;
 
     #[inline(always)]
-    unsafe fn load<I: Isa>(line: *const u8) -> [I::F; 2] {
-        [I::load_f32(line.cast()), I::zero()]
+    unsafe fn add<I: Isa, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
+        sums: &mut [[[I::F; HALVES]; PANELS]; ROWS],
+        half: usize,
+        lines: [*const u8; PANELS],
+        x: *const f32,
+        stride: usize,
+    ) {
+        let mut weights = [I::zero(); PANELS];
+        for panel in 0..PANELS {
+            weights[panel] = I::load_f32(lines[panel].cast());
+        }
+        for row in 0..ROWS {
+            let x = I::splat(*x.add(row * stride));
+            for panel in 0..PANELS {
+                sums[row][panel][half] = I::fma(weights[panel], x, sums[row][panel][half]);
+            }
+        }
     }
 }
 
-impl Kind for Bf16 {
+impl Kind for Widened {
+    type X = f32;
     const COLUMNS: usize = 2;
+    const IS_LEAN: bool = false;
 
     #[inline(always)]
-    unsafe fn load<I: Isa>(line: *const u8) -> [I::F; 2] {
-        I::load_bf16_pairs(line.cast())
+    unsafe fn add<I: Isa, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
+        sums: &mut [[[I::F; HALVES]; PANELS]; ROWS],
+        half: usize,
+        lines: [*const u8; PANELS],
+        x: *const f32,
+        stride: usize,
+    ) {
+        let mut weights = [[I::zero(); 2]; PANELS];
+        for panel in 0..PANELS {
+            weights[panel] = I::load_bf16_pairs(lines[panel].cast());
+        }
+        for column in 0..2 {
+            for row in 0..ROWS {
+                let x = I::splat(*x.add(row * stride + column));
+                for panel in 0..PANELS {
+                    sums[row][panel][half] = I::fma(weights[panel][column], x, sums[row][panel][half]);
+                }
+            }
+        }
     }
+}
+
+impl Kind for Pairs {
+    type X = u16;
+    const COLUMNS: usize = 2;
+    const IS_LEAN: bool = true;
+
+    #[inline(always)]
+    unsafe fn add<I: Isa, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
+        sums: &mut [[[I::F; HALVES]; PANELS]; ROWS],
+        half: usize,
+        lines: [*const u8; PANELS],
+        x: *const u16,
+        stride: usize,
+    ) {
+        for row in 0..ROWS {
+            let pair = x.add(row * stride).cast::<u32>().read_unaligned();
+            for panel in 0..PANELS {
+                sums[row][panel][half] = I::dot_bf16(sums[row][panel][half], lines[panel].cast(), pair);
+            }
+        }
+    }
+}
+
+/// Rows of activations.
+#[derive(Clone, Copy)]
+struct Rows<X> {
+    values: *const X,
+    columns: usize,
 }
 
 /// Rows `span.rows` of `x` with panels `span.panels` of `segment`.
@@ -55,17 +136,33 @@ pub(super) unsafe fn multiply(
     emit: &Emit<'_>,
     level: Level,
 ) {
+    let x = Rows { values: x.values.as_ptr(), columns: x.columns };
     if segment.format == Format::Bf16 {
-        on_isa!(level, tiles::<Bf16>(x: &Singles<'_>, segment: &Segment, span: &Span, emit: &Emit<'_>));
+        on_isa!(level, tiles::<Widened>(x: Rows<f32>, segment: &Segment, span: &Span, emit: &Emit<'_>));
     } else {
-        on_isa!(level, tiles::<F32>(x: &Singles<'_>, segment: &Segment, span: &Span, emit: &Emit<'_>));
+        on_isa!(level, tiles::<F32>(x: Rows<f32>, segment: &Segment, span: &Span, emit: &Emit<'_>));
     }
+}
+
+/// The same for activations in bf16.
+///
+/// # Safety
+/// As of `multiply`; the format is Bf16, and `level` is [`Level::Avx512Bf16`].
+pub(super) unsafe fn multiply_pairs(
+    x: &Halves<'_>,
+    segment: &Segment,
+    span: &Span,
+    emit: &Emit<'_>,
+    level: Level,
+) {
+    let x = Rows { values: x.values.as_ptr(), columns: x.columns };
+    on_isa!(level, tiles::<Pairs>(x: Rows<u16>, segment: &Segment, span: &Span, emit: &Emit<'_>));
 }
 
 /// Tiles as large as the registers allow, then smaller ones for what is left.
 #[inline(always)]
 unsafe fn tiles<I: Isa, K: Kind, const HALVES: usize>(
-    x: &Singles<'_>,
+    x: Rows<K::X>,
     segment: &Segment,
     span: &Span,
     emit: &Emit<'_>,
@@ -94,7 +191,7 @@ unsafe fn tiles<I: Isa, K: Kind, const HALVES: usize>(
                 (4, 4..) => tile!(4, 4),
                 (4, 2..) => tile!(2, 4),
                 (4, _) => tile!(1, 4),
-                (2, 12..) if K::COLUMNS == 1 => tile!(12, 2),
+                (2, 12..) if K::IS_LEAN => tile!(12, 2),
                 (2, 8..) => tile!(8, 2),
                 (2, 4..) => tile!(4, 2),
                 (2, _) => tile!(1, 2),
@@ -110,32 +207,24 @@ unsafe fn tiles<I: Isa, K: Kind, const HALVES: usize>(
 
 #[inline(always)]
 unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
-    x: &Singles<'_>,
+    x: Rows<K::X>,
     segment: &Segment,
     row: usize,
     panel: usize,
     emit: &Emit<'_>,
 ) {
     let lines: *const Line = segment.lines.as_ptr().add(panel * segment.stride);
-    let rows = x.values.as_ptr().add(row * x.columns);
+    let rows = x.values.add(row * x.columns);
     let mut sums = [[[I::zero(); HALVES]; PANELS]; ROWS];
     for step in 0..segment.stride {
         for half in 0..HALVES {
-            let mut weights = [[I::zero(); 2]; PANELS];
+            let mut at = [lines.cast::<u8>(); PANELS];
             for panel in 0..PANELS {
                 let line = lines.add(panel * segment.stride + step).cast::<u8>();
                 I::prefetch(line.wrapping_add(PREFETCH));
-                weights[panel] = K::load::<I>(line.add(half * 32));
+                at[panel] = line.add(half * 32);
             }
-            for column in 0..K::COLUMNS {
-                for row in 0..ROWS {
-                    let x = I::splat(*rows.add(row * x.columns + step * K::COLUMNS + column));
-                    for panel in 0..PANELS {
-                        let sum = &mut sums[row][panel][half];
-                        *sum = I::fma(weights[panel][column], x, *sum);
-                    }
-                }
-            }
+            K::add::<I, HALVES, ROWS, PANELS>(&mut sums, half, at, rows.add(step * K::COLUMNS), x.columns);
         }
     }
     for (index, sums) in sums.iter().enumerate() {

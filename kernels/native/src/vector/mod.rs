@@ -107,7 +107,7 @@ pub fn dispatch(level: Level, kernel: impl Kernel) {
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
         // SAFETY: `Level::available` lists only what the processor reports.
-        Level::Avx512 | Level::Avx512Vnni | Level::Amx => unsafe { avx512(kernel) },
+        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => unsafe { avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
         // SAFETY: as above.

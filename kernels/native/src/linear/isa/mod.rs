@@ -50,6 +50,11 @@ pub(super) trait Isa {
     /// `sum + w[0] * x[0] + ... + w[3] * x[3]`, w unsigned bytes, x signed ones above -128, the same four in all lanes.
     /// `wide`: whether w may be above 127.
     unsafe fn dot_u8(sum: Self::I, w: Self::I, x: u32, wide: bool) -> Self::I;
+    /// `sum + w[0] * x[0] + w[1] * x[1]`, pairs of bf16, the same pair of x in all lanes.
+    #[inline(always)]
+    unsafe fn dot_bf16(_sum: Self::F, _w: *const u32, _x: u32) -> Self::F {
+        unreachable!("only a level with the instruction asks for it. This is a bug.")
+    }
 }
 
 /// Compiles `$body` (an `#[inline(always)]` unsafe function, generic over an [`Isa`] and the number of its vectors in a
@@ -74,11 +79,19 @@ macro_rules! on_isa {
             Level::AvxVnni => compile!(isa::Avx2<true>, 2, "avx2,fma,f16c,avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                compile!(isa::Avx512<false>, 1, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
+                compile!(isa::Avx512<false, false>, 1, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq")
             }
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni | Level::Amx => {
-                compile!(isa::Avx512<true>, 1, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
+                compile!(isa::Avx512<true, false>, 1, "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => {
+                compile!(
+                    isa::Avx512<true, true>,
+                    1,
+                    "avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx512bf16"
+                )
             }
             _ => $body::<isa::Portable, $($generic,)* 1>($($argument),*),
         }
