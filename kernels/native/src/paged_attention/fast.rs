@@ -3,13 +3,13 @@
 
 use std::cell::RefCell;
 
-#[cfg(target_arch = "x86_64")]
-use super::matrix;
 use super::{
     Batch, PagedAttention, Plan, ShapeError,
     plan::{Item, KEY_TILE, Member, Merge, STREAM_VECTORS},
     stream, tile, window_start,
 };
+#[cfg(target_arch = "x86_64")]
+use super::{halves, matrix::Matrix, pairs::Pairs};
 use crate::{
     Element, Pool,
     simd::Level,
@@ -50,11 +50,11 @@ pub fn paged_attention<Q: Element, K: Element>(
             parts.resize(plan.num_part_vectors * row_len, 0.0);
         }
         #[cfg(target_arch = "x86_64")]
-        let on_matrix = level == Level::Amx && matrix::fits::<Q, K>(call.heads.head_dim);
+        let in_halves = halves::fits::<Q, K>(call.heads.head_dim).then_some(level);
         #[cfg(not(target_arch = "x86_64"))]
-        let on_matrix = false;
+        let in_halves = None;
         let (output, parts) = (output.as_mut_ptr(), parts.as_mut_ptr());
-        let work = Work { call, batch, plan, on_matrix, output, parts };
+        let work = Work { call, batch, plan, in_halves, output, parts };
         pool.for_each(plan.items.len(), |index| {
             // Borrowed out here: a closure in there might not be inlined, and then be compiled for the baseline.
             SCRATCH.with_borrow_mut(|scratch| {
@@ -77,8 +77,8 @@ pub(super) struct Work<'a, Q: Element, K: Element> {
     pub(super) call: &'a PagedAttention<'a, Q, K>,
     pub(super) batch: &'a Batch,
     pub(super) plan: &'a Plan,
-    /// Whether many queries are multiplied on matrix tiles.
-    on_matrix: bool,
+    /// The level, if heads are such that many queries can be multiplied as bf16.
+    in_halves: Option<Level>,
     output: *mut Q,
     /// By part vector: what it has summed, `[padded head]`, then its reference and its total.
     parts: *mut f32,
@@ -104,9 +104,14 @@ impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
                 return;
             }
             #[cfg(target_arch = "x86_64")]
-            if self.work.on_matrix {
-                matrix::compute::<Q, K>(self.work, self.item, self.scratch);
-                return;
+            match self.work.in_halves {
+                Some(Level::Amx) => {
+                    return halves::compute::<Matrix, Q, K>(self.work, self.item, self.scratch);
+                }
+                Some(Level::Avx512Bf16) => {
+                    return halves::compute::<Pairs, Q, K>(self.work, self.item, self.scratch);
+                }
+                _ => {}
             }
             tile::compute::<V, Q, K>(self.work, self.item, self.scratch);
         }

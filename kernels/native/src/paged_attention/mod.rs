@@ -4,7 +4,7 @@
 //! ```text
 //! Batch   the rows of a step and their blocks, checked       ┐ once per step
 //! Plan    who computes what: items of similar cost, merges   ┘
-//! run     items: tile or matrix (many queries per key) or stream (few) → merges      per layer
+//! run     items: tile or halves (many queries per key) or stream (few) → merges      per layer
 //! ```
 //!
 //! Rows whose block tables begin alike share those keys: their queries become one item, which reads the keys once
@@ -13,8 +13,12 @@
 mod batch;
 mod fast;
 #[cfg(target_arch = "x86_64")]
+mod halves;
+#[cfg(target_arch = "x86_64")]
 mod matrix;
 mod naive;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod plan;
 mod stream;
 mod tile;

@@ -1,0 +1,206 @@
+//! Many queries per key, all in bf16: keys and values are packed a tile at a time into pairs, and then serve all queries
+//! of the item, 16 at a time. What multiplies is [`Products`]: matrix tiles (AMX), or vectors of pairs.
+//!
+//! ```text
+//!   scores [16, 64] = Q Kᵀ     f32, through memory into registers    → 2^ →    weights [16, 64], bf16
+//!   weighted [16, padded] += weights · V     f32, in memory between key tiles
+//! ```
+//!
+//! The scores of the next 16 queries are computed while those of the last are made weights, since matrix tiles and vectors
+//! are different parts of a core.
+#![expect(unsafe_code, reason = "inner loops over memory that was checked beforehand")]
+#![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
+
+use std::arch::x86_64::*;
+
+use super::{
+    fast::{Scratch, Sight, State, Work, padded},
+    plan::{Item, KEY_TILE},
+};
+use crate::{
+    Element,
+    amx::{ROW_BYTES, ROWS},
+    vector::{Avx512, LANES, Vector},
+};
+
+/// Elements of a row of a tile of bf16.
+pub(super) const STEP: usize = 32;
+/// Bytes of a tile.
+pub(super) const TILE_BYTES: usize = ROWS * ROW_BYTES;
+/// Minimax on [0, 1): relative error 8e-5, where weights are rounded to bf16.
+const EXP2: [f32; 4] = [0.999_925_2, 0.695_833_5, 0.226_067_16, 0.078_024_52];
+
+/// Whether elements and heads are what [`compute`] is for.
+pub(super) fn fits<Q: Element, K: Element>(head_dim: usize) -> bool {
+    Q::IS_HALF && K::IS_HALF && head_dim.is_multiple_of(STEP)
+}
+
+/// Computes an item of one key-value head.
+///
+/// # Safety
+/// The call's elements and heads fit; the machine has AVX-512 with BF16, and what `P` needs.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
+    work: &Work<'_, Q, K>,
+    item: &Item,
+    scratch: &mut Scratch,
+) {
+    let (kv_head, head_dim) = (item.kv_heads.start, work.call.heads.head_dim);
+    debug_assert_eq!(padded::<K>(head_dim), head_dim);
+    let num_vectors = item.num_vectors.next_multiple_of(ROWS);
+    let [query, weighted, totals, references, keys, values, scores, weights] = scratch.split([
+        num_vectors * head_dim / 2,
+        num_vectors * head_dim,
+        num_vectors * LANES,
+        num_vectors,
+        KEY_TILE * head_dim / 2,
+        KEY_TILE * head_dim / 2,
+        2 * ROWS * KEY_TILE,
+        ROWS * KEY_TILE / 2,
+    ]);
+    let state = State { weighted, totals, references };
+    let tile = Tile { keys: keys.cast(), values: values.cast(), weights: weights.cast(), head_dim };
+    let query: *mut u8 = query.cast();
+    let mut sights = Vec::with_capacity(num_vectors);
+    let mut blocks = Vec::with_capacity(num_vectors / ROWS);
+    let mut cells = [0; KEY_TILE];
+    let row = work.members(item)[0].row;
+    state.clear(num_vectors, head_dim);
+    work.each_vector(item, kv_head, |vector, from, sight| {
+        let into = query.add(vector * head_dim * 2);
+        into.copy_from_nonoverlapping(work.call.query.as_ptr().add(from).cast(), head_dim * 2);
+        sights.push(sight);
+    });
+    // The surplus computes what the last vector does, on zeros.
+    query
+        .add(item.num_vectors * head_dim * 2)
+        .write_bytes(0, (num_vectors - item.num_vectors) * head_dim * 2);
+    sights.resize(num_vectors, sights[item.num_vectors - 1]);
+
+    let _ready = P::begin();
+    for begin in item.keys.clone().step_by(KEY_TILE) {
+        let range = begin..(begin + KEY_TILE).min(item.keys.end);
+        work.batch.cells(row, range.clone(), &mut cells);
+        let at = |cell: usize| (cell * work.call.heads.num_kv_heads + kv_head) * head_dim;
+        pack_keys(|key| work.call.key_cache.as_ptr().add(at(cells[key])).cast(), keys, head_dim);
+        pack_values(|key| work.call.value_cache.as_ptr().add(at(cells[key])).cast(), values, head_dim);
+        let sees = |sight: &Sight| sight.end > range.start && sight.start < range.end;
+        blocks.clear();
+        blocks.extend(
+            (0..num_vectors).step_by(ROWS).filter(|&first| sights[first..first + ROWS].iter().any(sees)),
+        );
+        let scores = |index: usize| scores.add(index % 2 * ROWS * KEY_TILE);
+        if let Some(first) = blocks.first() {
+            P::scores(&tile, query.add(first * head_dim * 2), scores(0));
+        }
+        for (index, &first) in blocks.iter().enumerate() {
+            if let Some(next) = blocks.get(index + 1) {
+                P::scores(&tile, query.add(next * head_dim * 2), scores(index + 1));
+            }
+            let sights = &sights[first..first + ROWS];
+            let is_partial = |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
+            let adjusts =
+                range.len() < KEY_TILE || work.call.soft_cap.is_some() || sights.iter().any(is_partial);
+            for (vector, &sight) in sights.iter().enumerate() {
+                let scores = scores(index).add(vector * KEY_TILE);
+                if adjusts {
+                    work.adjust::<Avx512>(scores, sight, &range);
+                }
+                let exponents = state.exponents::<Avx512>(first + vector, scores, work.factor(), head_dim);
+                let weights = tile.weights.add(vector * KEY_TILE * 2);
+                let total = state.totals.add((first + vector) * LANES);
+                total_and_round(exponents, total, weights);
+            }
+            P::accumulate(&tile, weighted.add(first * head_dim));
+        }
+    }
+    work.finish::<Avx512>(item, kv_head, &state);
+}
+
+/// Two to the power of each exponent, added to `total` `[LANES]`, and rounded into `weights` `[KEY_TILE]`.
+#[inline(always)]
+unsafe fn total_and_round(exponents: [Avx512; KEY_TILE / LANES], total: *mut f32, weights: *mut u8) {
+    let [a, b, c, d] = exponents;
+    let (a, b, c, d) = (exp2(a.0), exp2(b.0), exp2(c.0), exp2(d.0));
+    let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+    _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), sum));
+    let rounded: [__m512i; 2] = std::mem::transmute([_mm512_cvtne2ps_pbh(b, a), _mm512_cvtne2ps_pbh(d, c)]);
+    _mm512_storeu_si512(weights.cast(), rounded[0]);
+    _mm512_storeu_si512(weights.add(64).cast(), rounded[1]);
+}
+
+/// `2^x`, to 8e-5; 0 far below.
+#[inline(always)]
+unsafe fn exp2(x: __m512) -> __m512 {
+    const DOWN: i32 = 1;
+    let fraction = _mm512_reduce_ps::<DOWN>(x);
+    let mut p = _mm512_set1_ps(EXP2[3]);
+    for c in [EXP2[2], EXP2[1], EXP2[0]] {
+        p = _mm512_fmadd_ps(p, fraction, _mm512_set1_ps(c));
+    }
+    // It takes the power's floor by itself.
+    _mm512_scalef_ps(p, x)
+}
+
+/// Packed keys and values, and room for the weights of 16 queries.
+pub(super) struct Tile {
+    /// By step of elements and 16 keys: a tile whose rows are pairs of elements.
+    pub(super) keys: *const u8,
+    /// By 32 keys and 16 elements (in the order of `place`): a tile whose rows are pairs of keys.
+    pub(super) values: *const u8,
+    /// `[16, KEY_TILE]`, bf16.
+    pub(super) weights: *mut u8,
+    pub(super) head_dim: usize,
+}
+
+/// What multiplies 16 queries at a time.
+///
+/// # Safety
+/// Of every function: the processor has the instructions; pointers are good for what is said of them.
+pub(super) trait Products {
+    /// What must live as long as tiles are multiplied.
+    type Ready;
+
+    unsafe fn begin() -> Self::Ready;
+    /// Q Kᵀ of 16 queries, `[16, head_dim]` bf16, into `[16, KEY_TILE]`.
+    unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32);
+    /// Adds weights · V to the sums of 16 queries, `[16, head_dim]`.
+    unsafe fn accumulate(tile: &Tile, weighted: *mut f32);
+}
+
+/// Pairs of elements of 16 keys side by side.
+#[inline(always)]
+unsafe fn pack_keys(key: impl Fn(usize) -> *const f32, into: *mut f32, head_dim: usize) {
+    for step in 0..head_dim / STEP {
+        for tile in 0..KEY_TILE / LANES {
+            let mut rows = [Avx512::splat(0.0); LANES];
+            for (lane, row) in rows.iter_mut().enumerate() {
+                *row = Avx512::load(key(tile * LANES + lane).add(step * LANES));
+            }
+            Avx512::transpose(&mut rows);
+            let into = into.add((step * 4 + tile) * TILE_BYTES / 4);
+            for (pair, row) in rows.into_iter().enumerate() {
+                row.store(into.add(pair * LANES));
+            }
+        }
+    }
+}
+
+/// Pairs of keys' elements side by side: first the even ones of a step, then the odd ones.
+#[inline(always)]
+unsafe fn pack_values(value: impl Fn(usize) -> *const f32, into: *mut f32, head_dim: usize) {
+    let into: *mut u8 = into.cast();
+    let (low, columns) = (_mm512_set1_epi32(0xFFFF), head_dim / LANES);
+    for pair in 0..KEY_TILE / 2 {
+        let (first, second) = (value(2 * pair), value(2 * pair + 1));
+        for step in 0..head_dim / STEP {
+            let a = _mm512_loadu_si512(first.add(step * LANES).cast());
+            let b = _mm512_loadu_si512(second.add(step * LANES).cast());
+            let even = _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32::<16>(b));
+            let odd = _mm512_or_si512(_mm512_srli_epi32::<16>(a), _mm512_andnot_si512(low, b));
+            let into = into.add(((pair / ROWS * columns + 2 * step) * ROWS + pair % ROWS) * ROW_BYTES);
+            _mm512_storeu_si512(into.cast(), even);
+            _mm512_storeu_si512(into.add(TILE_BYTES).cast(), odd);
+        }
+    }
+}
