@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "inner loops over memory that was checked beforehand")]
 #![expect(clippy::needless_range_loop, reason = "the indices are of lanes")]
 
+use std::mem::MaybeUninit;
+
 use super::{
     fast::{Scratch, State, Work, padded},
     plan::{Item, KEY_TILE},
@@ -161,7 +163,7 @@ impl Head {
         // SAFETY: the lengths in `compute`.
         unsafe {
             for column in (0..KEY_TILE).step_by(LANES) {
-                let mut rows = [[V::splat(0.0); LANES]; N];
+                let mut rows = [[MaybeUninit::<V>::uninit(); LANES]; N];
                 for lane in 0..LANES {
                     let from = key(column + lane);
                     self.prefetch::<V, K>(next(column + lane));
@@ -178,11 +180,13 @@ impl Head {
                         }
                     }
                     for vector in 0..N {
-                        rows[vector][lane] = sums[vector];
+                        rows[vector][lane].write(sums[vector]);
                     }
                 }
-                for (vector, rows) in rows.into_iter().enumerate() {
-                    V::sums(rows).store(scores.add(vector * KEY_TILE + column));
+                for (vector, rows) in rows.iter().enumerate() {
+                    // Every lane has been written.
+                    V::sums(rows.as_ptr().cast::<[V; LANES]>().read())
+                        .store(scores.add(vector * KEY_TILE + column));
                 }
             }
         }

@@ -102,6 +102,26 @@ unsafe impl Vector for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn sums(rows: [Self; LANES]) -> Self {
+        // As in `transpose`, but what meets is added at once: half as many shuffles.
+        let mut a = [_mm512_setzero_ps(); 8];
+        for i in 0..8 {
+            let (x, y) = (rows[2 * i].0, rows[2 * i + 1].0);
+            a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+        }
+        let mut b = [_mm512_setzero_ps(); 4];
+        for i in 0..4 {
+            let (x, y) = (_mm512_castps_pd(a[2 * i]), _mm512_castps_pd(a[2 * i + 1]));
+            let (low, high) = (_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+            b[i] = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+        }
+        let c =
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(b[0], b[1]), _mm512_shuffle_f32x4::<0xDD>(b[0], b[1]));
+        let d =
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(b[2], b[3]), _mm512_shuffle_f32x4::<0xDD>(b[2], b[3]));
+        Self(_mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xDD>(c, d)))
+    }
+    #[inline(always)]
     unsafe fn highest(self) -> f32 {
         _mm512_reduce_max_ps(self.0)
     }
