@@ -2,9 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::{BLOCK, Floats, bf16_to_f32, weight::Format};
+use super::{
+    BLOCK, Floats, bf16_to_f32,
+    isa::{Isa, on_isa},
+    weight::Format,
+};
 use crate::{
-    Pool, dispatch,
+    Pool,
     simd::{LANES, Level},
 };
 
@@ -84,20 +88,22 @@ impl Quantised {
         let strips = (quantised.quants.chunks_mut(STRIP * padded))
             .zip(quantised.scales.chunks_mut(STRIP * padded / BLOCK))
             .zip(quantised.sums.chunks_mut(STRIP * padded / BLOCK * 2));
-        let quantise = |first: usize, quants: &mut [i8], scales: &mut [f32], sums: &mut [i32]| {
-            dispatch!(level, quantise_strip, (
-                values: Floats<'_> = values,
-                columns: usize = columns,
-                first: usize = first,
-                quants: &mut [i8] = quants,
-                scales: &mut [f32] = scales,
-                sums: &mut [i32] = sums,
-            ));
-        };
         let mut strips: Vec<_> = strips.collect();
         pool.for_each_chunk(&mut strips, 1, |index, strip| {
             let ((quants, scales), sums) = &mut strip[0];
-            quantise(index * STRIP, quants, scales, sums);
+            let first = index * STRIP;
+            #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
+            // SAFETY: `Level::available` lists only what the processor reports.
+            unsafe {
+                on_isa!(level, quantise_strip::<>(
+                    values: Floats<'_>,
+                    columns: usize,
+                    first: usize,
+                    quants: &mut [i8],
+                    scales: &mut [f32],
+                    sums: &mut [i32],
+                ));
+            }
         });
         quantised
     }
@@ -118,8 +124,9 @@ impl Quantised {
     }
 }
 
+#[expect(unsafe_code, reason = "as above")]
 #[inline(always)]
-fn quantise_strip<const FUSED: bool>(
+unsafe fn quantise_strip<I: Isa, const HALVES: usize>(
     values: Floats<'_>,
     columns: usize,
     first: usize,
@@ -141,7 +148,8 @@ fn quantise_strip<const FUSED: bool>(
                 }
             }
         }
-        let (scale, halves) = quantise(&block, quants);
+        // SAFETY: the caller's promise.
+        let (scale, halves) = unsafe { I::quantise(&block, quants) };
         let (row, block) = (index / blocks, index % blocks);
         scales[block * STRIP + row] = scale;
         sums[2 * block * STRIP + row] = halves[0];

@@ -1,6 +1,7 @@
 use std::{arch::x86_64::*, mem::transmute};
 
 use super::Isa;
+use crate::linear::BLOCK;
 
 /// AVX-512 F, VL, BW, DQ: a panel to a vector. `VNNI`: with byte products. `BF16`: with products of pairs of bf16.
 #[derive(Clone, Copy)]
@@ -100,6 +101,26 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
         let low = _mm512_madd_epi16(low, _mm512_set1_epi16(1));
         let high = _mm512_madd_epi16(_mm512_maddubs_epi16(high, x), _mm512_set1_epi16(128));
         _mm512_add_epi32(sum, _mm512_add_epi32(low, high))
+    }
+
+    #[inline(always)]
+    unsafe fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {
+        let halves = [_mm512_loadu_ps(block.as_ptr()), _mm512_loadu_ps(block.as_ptr().add(16))];
+        // In this order a NaN is passed over.
+        let largest = _mm512_max_ps(_mm512_abs_ps(halves[0]), _mm512_setzero_ps());
+        let largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(halves[1]), largest));
+        let inverse = _mm512_set1_ps(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        let mut sums = [0; 2];
+        for half in 0..2 {
+            let rounded = _mm512_cvtps_epi32(_mm512_mul_ps(halves[half], inverse));
+            let bytes = _mm512_cvtepi32_epi8(rounded);
+            _mm_storeu_si128(quants.as_mut_ptr().add(half * 16).cast(), bytes);
+            // Sums of eight bytes at a time, which are made unsigned by adding 128.
+            let eights = _mm_sad_epu8(_mm_xor_si128(bytes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+            let sum = _mm_add_epi64(eights, _mm_unpackhi_epi64(eights, eights));
+            sums[half] = _mm_cvtsi128_si32(sum) - 16 * 128;
+        }
+        (largest / 127.0, sums)
     }
 
     #[inline(always)]

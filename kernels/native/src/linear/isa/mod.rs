@@ -14,6 +14,8 @@ pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
 pub(super) use portable::Portable;
 
+use super::{BLOCK, activations::quantise};
+
 /// One instruction set.
 ///
 /// # Safety
@@ -50,6 +52,11 @@ pub(super) trait Isa {
     /// `sum + w[0] * x[0] + ... + w[3] * x[3]`, w unsigned bytes, x signed ones above -128, the same four in all lanes.
     /// `wide`: whether w may be above 127.
     unsafe fn dot_u8(sum: Self::I, w: Self::I, x: u32, wide: bool) -> Self::I;
+    /// Writes the quants of a block; returns its scale, and the sums of the quants of its halves.
+    #[inline(always)]
+    unsafe fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {
+        quantise(block, quants)
+    }
     /// `sum + w[0] * x[0] + w[1] * x[1]`, pairs of bf16, the same pair of x in all lanes.
     #[inline(always)]
     unsafe fn dot_bf16(_sum: Self::F, _w: *const u32, _x: u32) -> Self::F {
