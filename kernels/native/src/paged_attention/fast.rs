@@ -58,7 +58,12 @@ pub fn paged_attention<Q: Element, K: Element>(
         pool.for_each(plan.items.len(), |index| {
             // Borrowed out here: a closure in there might not be inlined, and then be compiled for the baseline.
             SCRATCH.with_borrow_mut(|scratch| {
-                vector::dispatch(level, Compute { work: &work, item: &plan.items[index], scratch });
+                // Items are handed out one by one, to all threads.
+                let following = plan.items.get(index + pool.num_threads());
+                vector::dispatch(
+                    level,
+                    Compute { work: &work, item: &plan.items[index], following, scratch },
+                );
             });
         });
         let merge = |index: usize| work.merge(&plan.merges[index]);
@@ -91,6 +96,7 @@ unsafe impl<Q: Element, K: Element> Sync for Work<'_, Q, K> {}
 struct Compute<'a, Q: Element, K: Element> {
     work: &'a Work<'a, Q, K>,
     item: &'a Item,
+    following: Option<&'a Item>,
     scratch: &'a mut Scratch,
 }
 
@@ -100,7 +106,10 @@ impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
         // SAFETY: the batch and the slices were checked; `dispatch` has chosen a `V` of this machine.
         unsafe {
             if self.item.num_vectors <= STREAM_VECTORS {
-                stream::compute::<V, Q, K>(self.work, self.item, self.scratch);
+                // What comes near is of the same heads.
+                let (heads, is_empty) = (&self.item.kv_heads, |item: &&Item| item.keys.is_empty());
+                let following = self.following.filter(|item| item.kv_heads == *heads && !is_empty(item));
+                stream::compute::<V, Q, K>(self.work, self.item, following, self.scratch);
                 return;
             }
             #[cfg(target_arch = "x86_64")]

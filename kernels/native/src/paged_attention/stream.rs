@@ -15,20 +15,22 @@ use crate::{
     vector::{LANES, Vector},
 };
 
-/// Computes an item of any number of key-value heads, with at most `STREAM_VECTORS` query vectors each.
+/// Computes an item of any number of key-value heads, with at most `STREAM_VECTORS` query vectors each. `following` is the
+/// item that this thread will probably compute next.
 #[inline(always)]
 pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
     work: &Work<'_, Q, K>,
     item: &Item,
+    following: Option<&Item>,
     scratch: &mut Scratch,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match item.num_vectors {
-            1 => compute_vectors::<V, Q, K, 1>(work, item, scratch),
-            2 => compute_vectors::<V, Q, K, 2>(work, item, scratch),
-            3 => compute_vectors::<V, Q, K, 3>(work, item, scratch),
-            _ => compute_vectors::<V, Q, K, 4>(work, item, scratch),
+            1 => compute_vectors::<V, Q, K, 1>(work, item, following, scratch),
+            2 => compute_vectors::<V, Q, K, 2>(work, item, following, scratch),
+            3 => compute_vectors::<V, Q, K, 3>(work, item, following, scratch),
+            _ => compute_vectors::<V, Q, K, 4>(work, item, following, scratch),
         }
     }
 }
@@ -37,6 +39,7 @@ pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
 unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
     work: &Work<'_, Q, K>,
     item: &Item,
+    following: Option<&Item>,
     scratch: &mut Scratch,
 ) {
     let heads = work.call.heads;
@@ -56,19 +59,34 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
     let row = work.members(item)[0].row;
     // SAFETY: the lengths above; the caller's promise about `V` and the batch.
     unsafe {
+        let tile = |begin: usize| begin..(begin + KEY_TILE).min(item.keys.end);
+        if !item.keys.is_empty() {
+            let first = tile(item.keys.start);
+            work.batch.cells(row, first.clone(), &mut next_cells);
+            // Asked for all at once, the first tile is there in a fraction of the time that its lines would take in turn.
+            let (from, to) = (item.kv_heads.start * heads.head_dim, item.kv_heads.end * heads.head_dim);
+            for cell in &next_cells[..first.len()] {
+                let cell = cell * heads.num_kv_heads * heads.head_dim;
+                for cache in [work.call.key_cache, work.call.value_cache] {
+                    for at in (from..to).step_by(64 / size_of::<K>()) {
+                        V::prefetch(cache.as_ptr().add(cell + at).cast());
+                    }
+                }
+            }
+        }
         all.clear(total_vectors, padded);
         for (index, kv_head) in item.kv_heads.clone().enumerate() {
             work.gather(item, kv_head, query.add(index * N * padded), &mut sights);
-        }
-        let tile = |begin: usize| begin..(begin + KEY_TILE).min(item.keys.end);
-        if !item.keys.is_empty() {
-            work.batch.cells(row, tile(item.keys.start), &mut next_cells);
         }
         for begin in item.keys.clone().step_by(KEY_TILE) {
             let range = tile(begin);
             let cells = next_cells;
             if range.end < item.keys.end {
                 work.batch.cells(row, tile(range.end), &mut next_cells);
+            } else if let Some(following) = following {
+                let begin = following.keys.start;
+                let first = begin..(begin + KEY_TILE).min(following.keys.end);
+                work.batch.cells(work.members(following)[0].row, first, &mut next_cells);
             }
             for (index, kv_head) in item.kv_heads.clone().enumerate() {
                 let state = all.skip(index * N, padded);
