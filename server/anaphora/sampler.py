@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anaphora.errors import InvalidStepError
+from anaphora.ragged import Ragged
 from anaphora.staging import upload
 from anaphora.wire import RowStart, Sampling
 
@@ -66,8 +67,8 @@ class Sampler:
         self.vocab_size = vocab_size
         self.device = device
         self._parameters = np.zeros(max_rows, _PARAMETERS)
-        self._biases: list[tuple[I64Array, NDArray[np.float32]] | None] = [None] * max_rows
-        self._stop_tokens: list[I64Array] = [np.empty(0, np.int64)] * max_rows
+        self._biases = Ragged(max_rows)
+        self._stop_tokens = Ragged(max_rows)  # with -inf: what they are biased by while they are forbidden
         # [max_rows, vocab] each. numpy's zeros are pages that do not exist on a CPU before a penalty touches them.
         shape = (max_rows, vocab_size)
         self._seen = torch.from_numpy(np.zeros(shape, np.bool_)).to(device)
@@ -80,10 +81,9 @@ class Sampler:
             if tokens.size > 0 and int(tokens.max()) >= self.vocab_size:
                 raise InvalidStepError(step_id, f"token {tokens.max()} is not in a vocabulary of {self.vocab_size}")
         self._parameters[row.slot] = self._record(sampling, row.num_generated)
-        self._biases[row.slot] = (
-            (sampling.bias_tokens.astype(np.int64), sampling.bias_values) if sampling.bias_tokens.size > 0 else None
-        )
-        self._stop_tokens[row.slot] = sampling.stop_tokens.astype(np.int64)
+        self._biases.set(row.slot, sampling.bias_tokens.astype(np.int64), sampling.bias_values)
+        stop_tokens = sampling.stop_tokens.astype(np.int64)
+        self._stop_tokens.set(row.slot, stop_tokens, np.full(stop_tokens.size, -np.inf, np.float32))
         if sampling.needs_history:
             self._count_history(row)
 
@@ -141,21 +141,15 @@ class Sampler:
 
     def _bias(self, parameters: NDArray[np.void], slots: I64Array) -> LogitBias | None:
         """Biases, and -inf for the stop tokens of rows that must go on."""
-        rows: list[tuple[int, I64Array, NDArray[np.float32]]] = []
-        for row in np.flatnonzero(parameters["is_biased"]):
-            bias = self._biases[slots[row]]
-            if bias is not None:
-                rows.append((int(row), *bias))
-        for row in np.flatnonzero(parameters["num_generated"] < parameters["min_new_tokens"]):
-            tokens = self._stop_tokens[slots[row]]
-            rows.append((int(row), tokens, np.full(tokens.size, -np.inf, np.float32)))
-        if not rows:
+        biased = np.flatnonzero(parameters["is_biased"])
+        going_on = np.flatnonzero(parameters["num_generated"] < parameters["min_new_tokens"])
+        if biased.size + going_on.size == 0:
             return None
-        lengths = [tokens.size for _, tokens, _ in rows]
-        batch_rows = np.repeat(np.array([row for row, _, _ in rows], np.int64), lengths)
-        tokens = np.concatenate([tokens for _, tokens, _ in rows])
-        values = np.concatenate([values for _, _, values in rows])
-        return LogitBias(*upload((batch_rows, tokens, values), self.device))
+        parts = []
+        for rows, lists in ((biased, self._biases), (going_on, self._stop_tokens)):
+            indices, tokens, values = lists.gather(slots[rows])
+            parts.append((rows[indices], tokens, values))
+        return LogitBias(*upload([np.concatenate(arrays) for arrays in zip(*parts, strict=True)], self.device))
 
     def _penalties(self, parameters: NDArray[np.void], slots: I64Array) -> Penalties | None:
         rows = np.flatnonzero(parameters["is_penalised"])
