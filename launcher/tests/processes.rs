@@ -15,8 +15,7 @@ const BLOCK_END: &str = "/v1/completions -H";
 fn run(stage: &Stage, args: &[&str]) -> (i32, String, String) {
     let mut launcher = Launcher::start(&mut stage.command(args));
     let code = launcher.wait();
-    // Its output has been written before it ended; the collecting threads may be a moment behind.
-    std::thread::sleep(Duration::from_millis(20));
+    launcher.wait_output();
     (code, launcher.stdout(), launcher.stderr())
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -106,15 +106,17 @@ pub(crate) struct Launcher {
     child: Child,
     stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<String>>,
+    /// That collect the two.
+    collectors: [JoinHandle<()>; 2],
 }
 
 impl Launcher {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let stdout = collect(child.stdout.take().unwrap());
-        let stderr = collect(child.stderr.take().unwrap());
-        Self { child, stdout, stderr }
+        let (stdout, first) = collect(child.stdout.take().unwrap());
+        let (stderr, second) = collect(child.stderr.take().unwrap());
+        Self { child, stdout, stderr, collectors: [first, second] }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -135,6 +137,11 @@ impl Launcher {
 
     pub(crate) fn wait_stderr(&self, text: &str) {
         wait_until(&format!("stderr has {text:?}: {}", self.stderr()), || self.stderr().contains(text));
+    }
+
+    /// Waits until all that it and its children have said is collected, which is when none of them is left.
+    pub(crate) fn wait_output(&self) {
+        wait_until("its output ends", || self.collectors.iter().all(JoinHandle::is_finished));
     }
 
     /// Stops it as a user does, and waits for its clean end.
@@ -183,14 +190,14 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+fn collect(mut pipe: impl Read + Send + 'static) -> (Arc<Mutex<String>>, JoinHandle<()>) {
     let text = Arc::new(Mutex::new(String::new()));
     let collected = Arc::clone(&text);
-    thread::spawn(move || {
+    let collector = thread::spawn(move || {
         let mut piece = [0; 4096];
         while let Ok(length @ 1..) = pipe.read(&mut piece) {
             collected.lock().unwrap().push_str(&String::from_utf8_lossy(&piece[..length]));
         }
     });
-    text
+    (text, collector)
 }
