@@ -3,7 +3,8 @@
 import pytest
 import torch
 from anaphora_kernels import linear_fp8, quantize_fp8
-from anaphora_kernels.linear_fp8 import Fp8Weight
+from anaphora_kernels.linear_fp8 import Fp8Weight, scaled_mm
+from anaphora_kernels.quantize_fp8 import reference
 from anaphora_kernels.testing import assert_close, implementations
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -49,9 +50,6 @@ def test_product(name: str, dtype: torch.dtype, tokens: int, *, is_static: bool,
 @pytest.mark.parametrize("is_static", [False, True])
 def test_a_gpu_takes_the_same_arguments(monkeypatch: pytest.MonkeyPatch, *, is_static: bool) -> None:
     """torch's own checks of a product on a GPU, without one: layouts, shapes of scales, types."""
-    from anaphora_kernels.linear_fp8 import scaled_mm  # noqa: PLC0415
-    from anaphora_kernels.quantize_fp8 import reference  # noqa: PLC0415
-
     monkeypatch.setattr(scaled_mm, "quantize_fp8", reference.quantize_fp8)
     with FakeTensorMode():
         x = torch.empty(5, 64, dtype=torch.bfloat16, device="cuda")

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from anaphora.errors import UnsupportedModelError
 
-Activations = Literal["static", "dynamic"]  # scaled by a number of the checkpoint, or each token by its largest value
+# How activations become FP8: by a number of the checkpoint, or each token by its largest value.
+Fp8Activations = Literal["static", "dynamic"]
 FP8: Final = "F8_E4M3"  # as safetensors calls it
 KV_SCALES: Final[Mapping[str, str]] = {
     "self_attn.k_proj.k_scale": "self_attn.k_scale",
@@ -57,7 +58,7 @@ def canonical_name(name: str) -> str:
     return name
 
 
-def read_activations(config: Mapping[str, Any], source: str) -> Activations:
+def read_activations(config: Mapping[str, Any], source: str) -> Fp8Activations:
     """From a `quantization_config`. Raises UnsupportedModelError for all that is not FP8 in a form we compute."""
     method = str(config.get("quant_method"))
     if method not in _READERS:
@@ -74,13 +75,13 @@ def read_activations(config: Mapping[str, Any], source: str) -> Activations:
     return activations
 
 
-def _fp8(config: Mapping[str, Any]) -> Activations | None:
+def _fp8(config: Mapping[str, Any]) -> Fp8Activations | None:
     if config.get("weight_block_size") is not None or config.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
         return None
     return _ACTIVATIONS.get(config.get("activation_scheme", "dynamic"))
 
 
-def _compressed_tensors(config: Mapping[str, Any]) -> Activations | None:
+def _compressed_tensors(config: Mapping[str, Any]) -> Fp8Activations | None:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1 or config.get("sparsity_config"):
         return None
@@ -99,13 +100,13 @@ def _is_fp8(scheme: Any) -> bool:
     return is_there and scheme.get("num_bits") == 8 and scheme.get("type") == "float"
 
 
-def _modelopt(config: Mapping[str, Any]) -> Activations | None:
-    algorithms: Mapping[Any, Activations] = {"FP8": "static", "FP8_PER_CHANNEL_PER_TOKEN": "dynamic"}
+def _modelopt(config: Mapping[str, Any]) -> Fp8Activations | None:
+    algorithms: Mapping[Any, Fp8Activations] = {"FP8": "static", "FP8_PER_CHANNEL_PER_TOKEN": "dynamic"}
     return algorithms.get(config.get("quant_algo"))
 
 
-_ACTIVATIONS: Final[Mapping[Any, Activations]] = {"static": "static", "dynamic": "dynamic"}
-_READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Activations | None]]] = {
+_ACTIVATIONS: Final[Mapping[Any, Fp8Activations]] = {"static": "static", "dynamic": "dynamic"}
+_READERS: Final[Mapping[str, Callable[[Mapping[str, Any]], Fp8Activations | None]]] = {
     "fp8": _fp8,
     "compressed-tensors": _compressed_tensors,
     "modelopt": _modelopt,

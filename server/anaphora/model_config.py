@@ -18,7 +18,7 @@ import torch
 from anaphora_kernels.gate_mul import Activation
 
 from anaphora.errors import ModelFileError, UnsupportedModelError
-from anaphora.fp8_checkpoint import Activations, read_activations
+from anaphora.fp8_checkpoint import Fp8Activations, read_activations
 from anaphora.gguf_file import GgufFile
 from anaphora.layers.rotary import FactorScaling, LinearScaling, Llama3Scaling, RopeScaling
 
@@ -54,7 +54,7 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    fp8_activations: Activations | None = None  # of a checkpoint in FP8; None: it is not
+    fp8_activations: Fp8Activations | None = None  # of a checkpoint in FP8; None: it is not
 
 
 def parse_dtype(name: str) -> torch.dtype:

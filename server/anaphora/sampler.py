@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anaphora.errors import InvalidStepError
-from anaphora.ragged import Ragged
+from anaphora.ragged import I64Array, Ragged
 from anaphora.staging import upload
 from anaphora.wire import RowStart, Sampling
-
-I64Array = NDArray[np.int64]
 
 # Below this a temperature is greedy: dividing by it would overflow, and the likeliest token is as good as certain.
 _MIN_TEMPERATURE: Final = 1e-5

@@ -20,6 +20,7 @@ from typing import Protocol
 
 import gguf
 import torch
+from anaphora_kernels.linear_fp8 import MixedFormatsError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from anaphora.errors import (
     UnexpectedTensorError,
     UnsupportedModelError,
 )
-from anaphora.fp8_checkpoint import FP8, UNUSED_SCALES, Activations, Fp8Tensor, canonical_name
+from anaphora.fp8_checkpoint import FP8, UNUSED_SCALES, Fp8Activations, Fp8Tensor, canonical_name
 from anaphora.gguf_file import GgufFile
 from anaphora.layers.parameters import Part, StoredTensor
 from anaphora.quantized import QuantizedTensor
@@ -91,7 +92,7 @@ def load(source: Source, parts: Mapping[str, Part], progress: Progress) -> None:
         if name in parts:
             try:
                 parts[name].load(tensor)
-            except ValueError as error:
+            except MixedFormatsError as error:
                 raise UnsupportedModelError(f"{source.table[name].file}: tensor {name}: {error}") from error
             done += 1
             progress(done, total)
@@ -111,7 +112,7 @@ class SafetensorsSource:
     A weight in FP8 is one tensor together with its scales; see `anaphora.fp8_checkpoint`.
     """
 
-    def __init__(self, directory: Path, fp8_activations: Activations | None = None) -> None:
+    def __init__(self, directory: Path, fp8_activations: Fp8Activations | None = None) -> None:
         """Reads the headers. Raises ModelFileError for files that are missing or damaged."""
         self.table: dict[str, TensorInfo] = {}
         self._headers: dict[Path, bytes] = {}
@@ -122,6 +123,8 @@ class SafetensorsSource:
             try:
                 with safe_open(file, framework="pt") as tensors:  # checks the header against the size of the file
                     for name in tensors.keys():  # noqa: SIM118  # not a dict
+                        if name.endswith(UNUSED_SCALES):
+                            continue
                         view = tensors.get_slice(name)
                         self.table[canonical_name(name)] = TensorInfo(tuple(view.get_shape()), view.get_dtype(), file)
                         self._files[name] = file
@@ -129,8 +132,7 @@ class SafetensorsSource:
                 raise ModelFileError(
                     f"{file} is not a whole safetensors file ({len(header)} bytes of header): {error}"
                 ) from error
-        if fp8_activations is not None:
-            self._fold_scales(fp8_activations)
+        self._fold_scales(fp8_activations)
 
     def tensors(self) -> Iterator[tuple[str, Tensor | Fp8Tensor]]:
         """See Source."""
@@ -155,14 +157,16 @@ class SafetensorsSource:
                     elif name in self.table:
                         yield name, tensors.get_tensor(theirs)
 
-    def _fold_scales(self, activations: Activations) -> None:
-        """Takes the scales of FP8 weights, and what nothing here uses, out of the table."""
+    def _fold_scales(self, activations: Fp8Activations | None) -> None:
+        """Takes the scales of FP8 weights out of the table, whose weights are what any checkpoint of the model has."""
         for weight, info in list(self.table.items()):
             module = weight.removesuffix(".weight")
-            if weight.endswith(UNUSED_SCALES):
-                del self.table[weight]
             if info.dtype != FP8 or module == weight:
                 continue
+            if activations is None:
+                raise UnsupportedModelError(
+                    f"{info.file}: tensor {weight} is in FP8, but the configuration has no quantization_config"
+                )
             scale, input_scale = f"{weight}_scale", f"{module}.input_scale"
             needed = {scale: (1, info.shape[0]), **({input_scale: (1,)} if activations == "static" else {})}
             for name, sizes in needed.items():

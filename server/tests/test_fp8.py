@@ -268,6 +268,13 @@ def test_damage_is_named(
         load(tmp_path)
 
 
+def test_without_a_word_in_the_configuration_it_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "fp8, dynamic")
+    edit_config(tmp_path, quantization_config=None)
+    with pytest.raises(UnsupportedModelError, match=r"proj.weight is in FP8, but .* no quantization_config"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "quantization",
     [

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from anaphora_kernels import registry
 
-Activation = Literal[
-    "silu", "gelu"
-]  # gelu: the tanh form (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)
+# gelu: in the tanh form (Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415)
+Activation = Literal["silu", "gelu"]
 
 
 def gate_mul(

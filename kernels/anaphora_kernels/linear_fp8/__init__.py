@@ -11,9 +11,9 @@ merged layers have a scale per part anyway.
 from torch import Tensor
 
 from anaphora_kernels import registry
-from anaphora_kernels.linear_fp8.weight import Fp8Rows, Fp8Weight
+from anaphora_kernels.linear_fp8.weight import Fp8Rows, Fp8Weight, MixedFormatsError
 
-__all__ = ["Fp8Rows", "Fp8Weight", "linear_fp8"]
+__all__ = ["Fp8Rows", "Fp8Weight", "MixedFormatsError", "linear_fp8"]
 
 
 def linear_fp8(

@@ -10,6 +10,10 @@ from anaphora_kernels.quantize_fp8 import quantize_fp8
 MULTIPLE: Final = 16  # of both sizes: what the products ask for
 
 
+class MixedFormatsError(ValueError):
+    """Some of the products that are computed as one are in FP8, and others are not."""
+
+
 class Fp8Weight:
     """A weight [out_features, in_features], filled a stretch of rows at a time.
 
@@ -37,14 +41,14 @@ class Fp8Weight:
         return Fp8Rows(self, start, stop - start)
 
     def allocate(self, *, is_fp8: bool) -> None:
-        """Memory, unless there is some. Raises ValueError if that is of the other kind."""
+        """Memory, unless there is some. Raises MixedFormatsError if that is of the other kind."""
         if self.values.numel() == 0:
             self.values = torch.empty(
                 self.shape, dtype=torch.float8_e4m3fn if is_fp8 else self.dtype, device=self.device
             )
             self.scales = torch.empty(self.shape[0], dtype=torch.float32, device=self.device) if is_fp8 else None
         if is_fp8 != (self.scales is not None):
-            raise ValueError("some of the products that are computed as one are in FP8, and others are not")
+            raise MixedFormatsError("some of the products that are computed as one are in FP8, and others are not")
 
 
 class Fp8Rows:

@@ -59,12 +59,7 @@ impl Kind for F32 {
         for panel in 0..PANELS {
             weights[panel] = I::load_f32(lines[panel].cast());
         }
-        for row in 0..ROWS {
-            let x = I::splat(*x.add(row * stride));
-            for panel in 0..PANELS {
-                sums[row][panel][half] = I::fma(weights[panel], x, sums[row][panel][half]);
-            }
-        }
+        add_column::<I, HALVES, ROWS, PANELS>(sums, half, weights, x, stride);
     }
 }
 
@@ -81,17 +76,28 @@ impl Kind for Widened {
         x: *const f32,
         stride: usize,
     ) {
-        let mut weights = [[I::zero(); 2]; PANELS];
+        let (mut first, mut second) = ([I::zero(); PANELS], [I::zero(); PANELS]);
         for panel in 0..PANELS {
-            weights[panel] = I::load_bf16_pairs(lines[panel].cast());
+            [first[panel], second[panel]] = I::load_bf16_pairs(lines[panel].cast());
         }
-        for column in 0..2 {
-            for row in 0..ROWS {
-                let x = I::splat(*x.add(row * stride + column));
-                for panel in 0..PANELS {
-                    sums[row][panel][half] = I::fma(weights[panel][column], x, sums[row][panel][half]);
-                }
-            }
+        add_column::<I, HALVES, ROWS, PANELS>(sums, half, first, x, stride);
+        add_column::<I, HALVES, ROWS, PANELS>(sums, half, second, x.add(1), stride);
+    }
+}
+
+/// Adds the products of a column of some panels with an element of some rows.
+#[inline(always)]
+unsafe fn add_column<I: Isa, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
+    sums: &mut [[[I::F; HALVES]; PANELS]; ROWS],
+    half: usize,
+    weights: [I::F; PANELS],
+    x: *const f32,
+    stride: usize,
+) {
+    for row in 0..ROWS {
+        let x = I::splat(*x.add(row * stride));
+        for panel in 0..PANELS {
+            sums[row][panel][half] = I::fma(weights[panel], x, sums[row][panel][half]);
         }
     }
 }
