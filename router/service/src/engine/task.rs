@@ -256,7 +256,7 @@ async fn attempt<S: Shard>(shard: &mut S, context: &Context) -> Result<(Schedule
 
 /// On a CPU a token takes longer by itself, and a step of fewer prompt tokens than some hundreds wastes what it reads.
 fn target_itl(config: &EngineConfig, description: &Description) -> Duration {
-    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(125) };
+    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(90) };
     config.target_itl.unwrap_or(default)
 }
 
