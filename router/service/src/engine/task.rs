@@ -254,7 +254,7 @@ async fn attempt<S: Shard>(shard: &mut S, context: &Context) -> Result<(Schedule
     Ok((scheduler, replica_info(description, &pool, num_blocks, context.config.prefix_cache)))
 }
 
-/// On a CPU a token takes longer by itself, and a step of fewer prompt tokens than some hundreds wastes what it reads.
+/// On a CPU a token takes longer by itself: a shorter time leaves many decoding rows no room for a chunk beside them.
 fn target_itl(config: &EngineConfig, description: &Description) -> Duration {
     let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(90) };
     config.target_itl.unwrap_or(default)
