@@ -130,9 +130,10 @@ impl Scheduler {
     /// Ends a sequence at any point; what it computed stays as cache. Nothing is reported of it afterwards. A sequence that
     /// is unknown or has ended is no error, since it may have ended while the cancel was on its way.
     pub fn cancel(&mut self, id: SequenceId) {
+        // Also if it has just expired: that may not have been reported yet.
+        self.events.retain(|event| event.sequence() != id);
         let Some(place) = self.places.remove(&id) else { return };
         self.counters.cancelled += 1;
-        self.events.retain(|event| event.sequence() != id);
         match place {
             Place::Waiting(rank) => {
                 self.waiting.remove(rank);

@@ -95,3 +95,16 @@ fn who_waits_too_long_expires() {
     let ends: Vec<_> = world.outcomes.values().map(|outcome| outcome.end.unwrap()).collect();
     assert_eq!(ends, [End::Finished(FinishReason::Length), End::Expired]);
 }
+
+#[test]
+fn who_leaves_before_its_expiry_is_reported_hears_nothing() {
+    let config = SchedulerConfig { max_rows: 1, max_queue_time_us: 20, ..CONFIG };
+    let mut world = world_of(config, (0..2).map(|seed| request(prompt(seed, 10), 50)));
+    world.plan();
+    world.wait(30);
+    world.plan();
+    assert_eq!(world.scheduler.stats().expired, 1);
+    world.cancel(SequenceId(2));
+    world.run();
+    assert!(world.events.iter().all(|event| event.sequence() == SequenceId(1)));
+}
