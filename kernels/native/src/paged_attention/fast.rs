@@ -9,7 +9,7 @@ use super::{
     stream, tile, window_start,
 };
 #[cfg(target_arch = "x86_64")]
-use super::{halves, matrix::Matrix, pairs::Pairs};
+use super::{fixed, halves, matrix, pairs};
 use crate::{
     Element, Pool,
     simd::Level,
@@ -82,7 +82,7 @@ pub(super) struct Work<'a, Q: Element, K: Element> {
     pub(super) call: &'a PagedAttention<'a, Q, K>,
     pub(super) batch: &'a Batch,
     pub(super) plan: &'a Plan,
-    /// The level, if heads are such that many queries can be multiplied as bf16.
+    /// The level, if heads are such that many queries can be multiplied in 16 bits.
     in_halves: Option<Level>,
     output: *mut Q,
     /// By part vector: what it has summed, `[padded head]`, then its reference and its total.
@@ -114,12 +114,9 @@ impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
             }
             #[cfg(target_arch = "x86_64")]
             match self.work.in_halves {
-                Some(Level::Amx) => {
-                    return halves::compute::<Matrix, Q, K>(self.work, self.item, self.scratch);
-                }
-                Some(Level::Avx512Bf16) => {
-                    return halves::compute::<Pairs, Q, K>(self.work, self.item, self.scratch);
-                }
+                Some(Level::Amx) => return matrix::compute(self.work, self.item, self.scratch),
+                Some(Level::Avx512Bf16) => return pairs::compute(self.work, self.item, self.scratch),
+                Some(Level::Avx512Vnni) => return fixed::compute(self.work, self.item, self.scratch),
                 _ => {}
             }
             tile::compute::<V, Q, K>(self.work, self.item, self.scratch);
@@ -314,20 +311,21 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
         }
     }
 
-    /// What scores are multiplied with to count in powers of two; with a soft cap they are scaled before.
-    pub(super) fn factor(&self) -> f32 {
+    /// What scores of this unit are multiplied with to count in powers of two; with a soft cap they are scaled before.
+    pub(super) fn factor(&self, unit: f32) -> f32 {
         if self.call.soft_cap.is_some() {
             std::f32::consts::LOG2_E
         } else {
-            self.call.scale * std::f32::consts::LOG2_E
+            unit * self.call.scale * std::f32::consts::LOG2_E
         }
     }
 
-    /// Soft cap, causality, window and the end of the tile, on the scores of one vector over the keys from `first` on.
+    /// Soft cap, causality, window and the end of the tile, on one vector's scores (of this unit) over `keys`.
     #[inline(always)]
     pub(super) unsafe fn adjust<V: Vector>(
         &self,
         scores: *mut f32,
+        unit: f32,
         sight: Sight,
         keys: &std::ops::Range<usize>,
     ) {
@@ -335,7 +333,7 @@ impl<Q: Element, K: Element> Work<'_, Q, K> {
         unsafe {
             if let Some(cap) = self.call.soft_cap {
                 // tanh(y) = 1 - 2 / (e^2y + 1)
-                let to_exponent = V::splat(2.0 * std::f32::consts::LOG2_E * self.call.scale / cap);
+                let to_exponent = V::splat(2.0 * std::f32::consts::LOG2_E * unit * self.call.scale / cap);
                 for i in (0..KEY_TILE).step_by(LANES) {
                     // Beyond +-60 it is 1 to the last digit.
                     let power = V::splat(-60.0).max(V::load(scores.add(i)).mul(to_exponent));

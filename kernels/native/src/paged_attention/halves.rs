@@ -1,8 +1,9 @@
-//! Many queries per key, all in bf16: keys and values are packed a tile at a time into pairs, and then serve all queries
-//! of the item, 16 at a time. What multiplies is [`Products`]: matrix tiles (AMX), or vectors of pairs.
+//! Many queries per key, all in 16 bits: keys and values are packed a tile at a time into pairs, and then serve all queries
+//! of the item, 16 at a time. What multiplies is [`Products`]: matrix tiles (AMX), or vectors of pairs, of bf16 or of
+//! integers.
 //!
 //! ```text
-//!   scores [16, 64] = Q Kᵀ     f32, through memory into registers    → 2^ →    weights [16, 64], bf16
+//!   scores [16, 64] = Q Kᵀ     f32, through memory into registers    → 2^ →    weights [16, 64], 16 bits
 //!   weighted [16, padded] += weights · V     f32, in memory between key tiles
 //! ```
 //!
@@ -27,6 +28,8 @@ use crate::{
 pub(super) const STEP: usize = 32;
 /// Bytes of a tile.
 pub(super) const TILE_BYTES: usize = ROWS * ROW_BYTES;
+/// Of a tile's keys, weights and values, in whole vectors.
+const NUM_UNITS: usize = KEY_TILE + ROWS + LANES;
 /// Minimax on [0, 1): relative error 8e-5, where weights are rounded to bf16.
 const EXP2: [f32; 4] = [0.999_925_2, 0.695_833_5, 0.226_067_16, 0.078_024_52];
 
@@ -38,8 +41,8 @@ pub(super) fn fits<Q: Element, K: Element>(head_dim: usize) -> bool {
 /// Computes an item of one key-value head.
 ///
 /// # Safety
-/// The call's elements and heads fit; the machine has AVX-512 with BF16, and what `P` needs.
-#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+/// The call's elements and heads fit; the machine has what `P` needs, and the caller is compiled for it.
+#[inline(always)]
 pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     work: &Work<'_, Q, K>,
     item: &Item,
@@ -48,18 +51,21 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     let (kv_head, head_dim) = (item.kv_heads.start, work.call.heads.head_dim);
     debug_assert_eq!(padded::<K>(head_dim), head_dim);
     let num_vectors = item.num_vectors.next_multiple_of(ROWS);
-    let [query, weighted, totals, references, keys, values, scores, weights] = scratch.split([
-        num_vectors * head_dim / 2,
-        num_vectors * head_dim,
-        num_vectors * LANES,
-        num_vectors,
-        KEY_TILE * head_dim / 2,
-        KEY_TILE * head_dim / 2,
-        2 * ROWS * KEY_TILE,
-        ROWS * KEY_TILE / 2,
-    ]);
+    let [query, weighted, totals, references, keys, values, scores, weights, query_units, units] = scratch
+        .split([
+            num_vectors * head_dim / 2,
+            num_vectors * head_dim,
+            num_vectors * LANES,
+            num_vectors,
+            KEY_TILE * head_dim / 2,
+            KEY_TILE * head_dim / 2,
+            2 * ROWS * KEY_TILE,
+            ROWS * KEY_TILE / 2,
+            num_vectors,
+            NUM_UNITS,
+        ]);
     let state = State { weighted, totals, references };
-    let tile = Tile { keys: keys.cast(), values: values.cast(), weights: weights.cast(), head_dim };
+    let tile = Tile::new([keys, values, weights], units, head_dim);
     let query: *mut u8 = query.cast();
     let mut sights = Vec::with_capacity(num_vectors);
     let mut blocks = Vec::with_capacity(num_vectors / ROWS);
@@ -76,6 +82,9 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
         .add(item.num_vectors * head_dim * 2)
         .write_bytes(0, (num_vectors - item.num_vectors) * head_dim * 2);
     sights.resize(num_vectors, sights[item.num_vectors - 1]);
+    for vector in 0..num_vectors {
+        query_units.add(vector).write(P::query(query.add(vector * head_dim * 2), head_dim));
+    }
 
     let _ready = P::begin();
     for begin in item.keys.clone().step_by(KEY_TILE) {
@@ -84,6 +93,7 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
         let at = |cell: usize| (cell * work.call.heads.num_kv_heads + kv_head) * head_dim;
         pack_keys(|key| work.call.key_cache.as_ptr().add(at(cells[key])).cast(), keys, head_dim);
         pack_values(|key| work.call.value_cache.as_ptr().add(at(cells[key])).cast(), values, head_dim);
+        P::keys_and_values(&tile);
         let sees = |sight: &Sight| sight.end > range.start && sight.start < range.end;
         blocks.clear();
         blocks.extend(
@@ -102,14 +112,13 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
             let adjusts =
                 range.len() < KEY_TILE || work.call.soft_cap.is_some() || sights.iter().any(is_partial);
             for (vector, &sight) in sights.iter().enumerate() {
-                let scores = scores(index).add(vector * KEY_TILE);
+                let (scores, unit) = (scores(index).add(vector * KEY_TILE), *query_units.add(first + vector));
                 if adjusts {
-                    work.adjust::<Avx512>(scores, sight, &range);
+                    work.adjust::<Avx512>(scores, unit, sight, &range);
                 }
-                let exponents = state.exponents::<Avx512>(first + vector, scores, work.factor(), head_dim);
-                let weights = tile.weights.add(vector * KEY_TILE * 2);
-                let total = state.totals.add((first + vector) * LANES);
-                total_and_round(exponents, total, weights);
+                let factor = work.factor(unit);
+                let exponents = state.exponents::<Avx512>(first + vector, scores, factor, head_dim);
+                P::weights(&tile, vector, exponents, state.totals.add((first + vector) * LANES));
             }
             P::accumulate(&tile, weighted.add(first * head_dim));
         }
@@ -117,21 +126,9 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     work.finish::<Avx512>(item, kv_head, &state);
 }
 
-/// Two to the power of each exponent, added to `total` `[LANES]`, and rounded into `weights` `[KEY_TILE]`.
-#[inline(always)]
-unsafe fn total_and_round(exponents: [Avx512; KEY_TILE / LANES], total: *mut f32, weights: *mut u8) {
-    let [a, b, c, d] = exponents;
-    let (a, b, c, d) = (exp2(a.0), exp2(b.0), exp2(c.0), exp2(d.0));
-    let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
-    _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), sum));
-    let rounded: [__m512i; 2] = std::mem::transmute([_mm512_cvtne2ps_pbh(b, a), _mm512_cvtne2ps_pbh(d, c)]);
-    _mm512_storeu_si512(weights.cast(), rounded[0]);
-    _mm512_storeu_si512(weights.add(64).cast(), rounded[1]);
-}
-
 /// `2^x`, to 8e-5; 0 far below.
 #[inline(always)]
-unsafe fn exp2(x: __m512) -> __m512 {
+pub(super) unsafe fn exp2(x: __m512) -> __m512 {
     const DOWN: i32 = 1;
     let fraction = _mm512_reduce_ps::<DOWN>(x);
     let mut p = _mm512_set1_ps(EXP2[3]);
@@ -142,18 +139,39 @@ unsafe fn exp2(x: __m512) -> __m512 {
     _mm512_scalef_ps(p, x)
 }
 
-/// Packed keys and values, and room for the weights of 16 queries.
+/// Packed keys and values, and room for the weights of 16 queries. A unit is what a 1 among these stands for; those are
+/// left alone where it is bf16 that is multiplied.
 pub(super) struct Tile {
     /// By step of elements and 16 keys: a tile whose rows are pairs of elements.
-    pub(super) keys: *const u8,
+    pub(super) keys: *mut u8,
     /// By 32 keys and 16 elements (in the order of `place`): a tile whose rows are pairs of keys.
-    pub(super) values: *const u8,
-    /// `[16, KEY_TILE]`, bf16.
+    pub(super) values: *mut u8,
+    /// `[16, KEY_TILE]`, 16 bits.
     pub(super) weights: *mut u8,
+    /// `[KEY_TILE]`.
+    pub(super) key_units: *mut f32,
+    /// `[16]`.
+    pub(super) weight_units: *mut f32,
+    /// One.
+    pub(super) value_unit: *mut f32,
     pub(super) head_dim: usize,
 }
 
-/// What multiplies 16 queries at a time.
+impl Tile {
+    fn new([keys, values, weights]: [*mut f32; 3], units: *mut f32, head_dim: usize) -> Self {
+        Self {
+            keys: keys.cast(),
+            values: values.cast(),
+            weights: weights.cast(),
+            key_units: units,
+            weight_units: units.wrapping_add(KEY_TILE),
+            value_unit: units.wrapping_add(KEY_TILE + ROWS),
+            head_dim,
+        }
+    }
+}
+
+/// What multiplies 16 queries at a time. Without more said, bf16.
 ///
 /// # Safety
 /// Of every function: the processor has the instructions; pointers are good for what is said of them.
@@ -162,8 +180,29 @@ pub(super) trait Products {
     type Ready;
 
     unsafe fn begin() -> Self::Ready;
-    /// Q Kᵀ of 16 queries, `[16, head_dim]` bf16, into `[16, KEY_TILE]`.
+    /// Makes of a query, `[head_dim]` bf16, what is multiplied; returns its unit.
+    #[inline(always)]
+    unsafe fn query(_query: *mut u8, _head_dim: usize) -> f32 {
+        1.0
+    }
+    /// The same of packed keys and values.
+    #[inline(always)]
+    unsafe fn keys_and_values(_tile: &Tile) {}
+    /// Q Kᵀ of 16 queries, `[16, head_dim]`, into `[16, KEY_TILE]`, in units of the query.
     unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32);
+    /// Two to the power of each exponent, added to `total` `[LANES]`, and rounded into the weights of this query of 16.
+    #[inline(always)]
+    unsafe fn weights(tile: &Tile, query: usize, exponents: [Avx512; KEY_TILE / LANES], total: *mut f32) {
+        let [a, b, c, d] = exponents;
+        let (a, b, c, d) = (exp2(a.0), exp2(b.0), exp2(c.0), exp2(d.0));
+        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+        _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), sum));
+        let rounded: [__m512i; 2] =
+            std::mem::transmute([_mm512_cvtne2ps_pbh(b, a), _mm512_cvtne2ps_pbh(d, c)]);
+        let weights = tile.weights.add(query * KEY_TILE * 2);
+        _mm512_storeu_si512(weights.cast(), rounded[0]);
+        _mm512_storeu_si512(weights.add(64).cast(), rounded[1]);
+    }
     /// Adds weights · V to the sums of 16 queries, `[16, head_dim]`.
     unsafe fn accumulate(tile: &Tile, weighted: *mut f32);
 }

@@ -3,16 +3,29 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 
 use super::{
-    halves::{Products, STEP, TILE_BYTES, Tile},
-    plan::KEY_TILE,
+    fast::{Scratch, Work},
+    halves::{self, Products, STEP, TILE_BYTES, Tile},
+    plan::{Item, KEY_TILE},
 };
 use crate::{
+    Element,
     amx::{self, ROW_BYTES, ROWS, Shapes, Tiles},
     vector::LANES,
 };
 
+/// # Safety
+/// As of [`halves::compute`]; the machine has AVX-512 with BF16, and AMX.
+#[target_feature(enable = "avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) unsafe fn compute<Q: Element, K: Element>(
+    work: &Work<'_, Q, K>,
+    item: &Item,
+    scratch: &mut Scratch,
+) {
+    halves::compute::<Matrix, Q, K>(work, item, scratch);
+}
+
 /// AMX with BF16.
-pub(super) struct Matrix;
+struct Matrix;
 
 impl Products for Matrix {
     type Ready = Tiles;

@@ -13,6 +13,8 @@
 mod batch;
 mod fast;
 #[cfg(target_arch = "x86_64")]
+mod fixed;
+#[cfg(target_arch = "x86_64")]
 mod halves;
 #[cfg(target_arch = "x86_64")]
 mod matrix;

@@ -103,9 +103,9 @@ unsafe fn compute_vectors<V: Vector, Q: Element, K: Element, const N: usize>(
                     let scores = scores.add(vector * KEY_TILE);
                     let is_whole = sight.start <= range.start && sight.end >= range.start + KEY_TILE;
                     if !is_whole || range.len() < KEY_TILE || work.call.soft_cap.is_some() {
-                        work.adjust::<V>(scores, sight, &range);
+                        work.adjust::<V>(scores, 1.0, sight, &range);
                     }
-                    state.softmax::<V>(vector, scores, work.factor(), padded);
+                    state.softmax::<V>(vector, scores, work.factor(1.0), padded);
                 }
                 let values = work.call.value_cache.as_ptr();
                 head.accumulate::<V, K, N>(

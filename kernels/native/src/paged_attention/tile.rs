@@ -77,9 +77,9 @@ pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
                 for (vector, sight) in sights.iter().enumerate() {
                     let scores = scores.add(vector * KEY_TILE);
                     if is_partial || work.call.soft_cap.is_some() {
-                        work.adjust::<V>(scores, *sight, &range);
+                        work.adjust::<V>(scores, 1.0, *sight, &range);
                     }
-                    state.softmax::<V>(first + vector, scores, work.factor(), padded);
+                    state.softmax::<V>(first + vector, scores, work.factor(1.0), padded);
                 }
                 let weighted = weighted.add(first * padded);
                 match count {
