@@ -17,6 +17,8 @@ pub mod rope_kv_store;
 pub mod sampling;
 pub mod simd;
 pub mod vector;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use element::{Bf16, Element};
 pub use pool::Pool;

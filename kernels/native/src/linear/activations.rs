@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     BLOCK, Floats, bf16_to_f32,
+    int16::{self, ONE, STRETCH},
     isa::{Isa, on_isa},
     weight::Format,
 };
@@ -46,6 +47,17 @@ pub(super) struct Halves<'a> {
     pub(super) values: &'a [u16],
 }
 
+/// 16-bit integers with a unit per [`STRETCH`] of columns: `x ≈ unit * value`.
+#[derive(Debug)]
+pub(super) struct Int16 {
+    /// Columns, made even.
+    pub(super) columns: usize,
+    /// `[rows, columns]`; the surplus is zero.
+    pub(super) values: Vec<i16>,
+    /// `[rows, stretches]`.
+    pub(super) units: Vec<f32>,
+}
+
 impl<'a> Halves<'a> {
     /// None if the values are not such.
     pub(super) fn new(values: Floats<'a>, columns: usize) -> Option<Self> {
@@ -73,6 +85,71 @@ impl<'a> Singles<'a> {
         };
         Self { columns, values }
     }
+}
+
+impl Int16 {
+    /// Rounds `values` `[rows, columns]`.
+    pub(super) fn new(values: Floats<'_>, columns: usize, pool: &Pool, level: Level) -> Self {
+        let (rows, even) = (values.len() / columns, columns.next_multiple_of(2));
+        let stretches = columns.div_ceil(STRETCH);
+        let mut integers =
+            Self { columns: even, values: vec![0; rows * even], units: vec![0.0; rows * stretches] };
+        let strips =
+            integers.values.chunks_mut(STRIP * even).zip(integers.units.chunks_mut(STRIP * stretches));
+        let mut strips: Vec<_> = strips.collect();
+        pool.for_each_chunk(&mut strips, 1, |index, strip| {
+            let (rounded, units) = &mut strip[0];
+            let first = index * STRIP;
+            #[expect(unsafe_code, reason = "the level says that the machine has these instructions")]
+            // SAFETY: `Level::available` lists only what the processor reports.
+            unsafe {
+                on_isa!(level, round_strip::<>(
+                    values: Floats<'_>,
+                    columns: usize,
+                    first: usize,
+                    rounded: &mut [i16],
+                    units: &mut [f32],
+                ));
+            }
+        });
+        integers
+    }
+}
+
+#[expect(unsafe_code, reason = "as above")]
+#[inline(always)]
+unsafe fn round_strip<I: Isa, const HALVES: usize>(
+    values: Floats<'_>,
+    columns: usize,
+    first: usize,
+    rounded: &mut [i16],
+    units: &mut [f32],
+) {
+    let stretches = columns.div_ceil(STRETCH);
+    let even = columns.next_multiple_of(2);
+    for (index, unit) in units.iter_mut().enumerate() {
+        let (row, column) = (index / stretches, index % stretches * STRETCH);
+        let stretch: [f32; STRETCH] = read(values, (first + row) * columns + column, columns - column);
+        *unit = int16::length(&stretch) / ONE;
+        let whole = int16::round(&stretch, *unit);
+        let into = &mut rounded[row * even..][column..even.min(column + STRETCH)];
+        into.copy_from_slice(&whole[..into.len()]);
+    }
+}
+
+/// Values from `begin` on, but no more than `left`; zeros after them.
+#[inline(always)]
+fn read<const LEN: usize>(values: Floats<'_>, begin: usize, left: usize) -> [f32; LEN] {
+    let (mut out, len) = ([0.0; LEN], LEN.min(left));
+    match values {
+        Floats::F32(values) => out[..len].copy_from_slice(&values[begin..begin + len]),
+        Floats::Bf16(values) => {
+            for (to, &from) in out.iter_mut().zip(&values[begin..begin + len]) {
+                *to = bf16_to_f32(from);
+            }
+        }
+    }
+    out
 }
 
 impl Quantised {
@@ -138,16 +215,7 @@ unsafe fn quantise_strip<I: Isa, const HALVES: usize>(
     let (quant_blocks, _) = quants.as_chunks_mut::<BLOCK>();
     for (index, quants) in quant_blocks.iter_mut().enumerate() {
         let begin = (first + index / blocks) * columns + index % blocks * BLOCK;
-        let len = BLOCK.min(columns - index % blocks * BLOCK);
-        let mut block = [0.0f32; BLOCK];
-        match values {
-            Floats::F32(values) => block[..len].copy_from_slice(&values[begin..begin + len]),
-            Floats::Bf16(values) => {
-                for (to, &from) in block.iter_mut().zip(&values[begin..begin + len]) {
-                    *to = bf16_to_f32(from);
-                }
-            }
-        }
+        let block: [f32; BLOCK] = read(values, begin, columns - index % blocks * BLOCK);
         // SAFETY: the caller's promise.
         let (scale, halves) = unsafe { I::quantise(&block, quants) };
         let (row, block) = (index / blocks, index % blocks);

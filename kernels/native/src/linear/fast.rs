@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use super::{
     Floats, FloatsMut, Linear, LinearError, PANEL,
-    activations::{Halves, Quantised, STRIP, Singles},
-    f32_to_bf16, floats, integers,
+    activations::{Halves, Int16, Quantised, STRIP, Singles},
+    f32_to_bf16, floats, int16, integers,
     memory::Line,
     weight::{Format, Segment},
 };
@@ -96,6 +96,7 @@ struct Operands<'a> {
     /// Whether quantised weights are, too.
     unpacks: bool,
     singles: Option<Singles<'a>>,
+    int16: Option<Int16>,
     quantised: Option<Quantised>,
     /// By format.
     corrections: Vec<(Format, Vec<i32>)>,
@@ -115,10 +116,11 @@ impl<'a> Operands<'a> {
             formats.map(|&format| (format, quantised.corrections(format)))
         });
         let needs_singles =
-            |format: &Format| !format.is_quantised() && (*format == Format::F32 || halves.is_none());
+            |format: &Format| *format == Format::F32 || (*format == Format::Bf16 && halves.is_none());
         Self {
             singles: (formats.iter().any(needs_singles))
                 .then(|| Singles::new(call.x, columns, formats.contains(&Format::Bf16))),
+            int16: formats.contains(&Format::Int16).then(|| Int16::new(call.x, columns, pool, level)),
             halves,
             unpacks,
             corrections: corrections.collect(),
@@ -131,6 +133,9 @@ impl<'a> Operands<'a> {
         // SAFETY: `validate` has compared all lengths, items are within them, and the format is the one that is named;
         // `level` comes from `Level::available`.
         unsafe {
+            if let (Some(x), Format::Int16) = (&self.int16, segment.format) {
+                return int16::multiply(x, segment, span, emit, level);
+            }
             match (&self.halves, &self.singles, &self.quantised) {
                 #[cfg(target_arch = "x86_64")]
                 (Some(x), _, _) if level == Level::Avx512Bf16 && segment.format == Format::Bf16 => {

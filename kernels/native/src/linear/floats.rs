@@ -9,6 +9,7 @@ use super::{
     fast::{Emit, Span},
     isa::{Isa, on_isa},
     memory::Line,
+    tiles::{Tile, tiles},
     weight::{Format, Segment},
 };
 use crate::simd::Level;
@@ -17,12 +18,12 @@ use crate::simd::Level;
 const PREFETCH: usize = 2048;
 
 /// How a line of a panel is multiplied.
-trait Kind {
+pub(super) trait Kind {
     /// Of the activations.
     type X: Copy;
     /// Elements of the activations that a line takes.
     const COLUMNS: usize;
-    /// Whether a tile's accumulators are all the registers that it needs many of.
+    /// See [`Tile`].
     const IS_LEAN: bool;
 
     /// Adds the products of some panels' lines with some rows of `x`, which are `stride` elements apart.
@@ -126,7 +127,7 @@ impl Kind for Pairs {
 
 /// Rows of activations.
 #[derive(Clone, Copy)]
-struct Rows<X> {
+pub(super) struct Rows<X> {
     values: *const X,
     columns: usize,
 }
@@ -165,49 +166,19 @@ pub(super) unsafe fn multiply_pairs(
     on_isa!(level, tiles::<Pairs>(x: Rows<u16>, segment: &Segment, span: &Span, emit: &Emit<'_>));
 }
 
-/// Tiles as large as the registers allow, then smaller ones for what is left.
-#[inline(always)]
-unsafe fn tiles<I: Isa, K: Kind, const HALVES: usize>(
-    x: Rows<K::X>,
-    segment: &Segment,
-    span: &Span,
-    emit: &Emit<'_>,
-) {
-    let mut panel = span.panels.start;
-    while panel < span.panels.end {
-        let left = span.panels.end - panel;
-        let few_rows = span.rows.len() < 8;
-        let panels = if I::ACCUMULATORS < 24 || left == 1 {
-            1
-        } else if few_rows && left >= 4 {
-            4
-        } else {
-            2
-        };
-        let mut row = span.rows.start;
-        while row < span.rows.end {
-            let left = span.rows.end - row;
-            macro_rules! tile {
-                ($rows:literal, $panels:literal) => {{
-                    tile::<I, K, HALVES, $rows, $panels>(x, segment, row, panel, emit);
-                    row += $rows;
-                }};
-            }
-            match (panels, left) {
-                (4, 4..) => tile!(4, 4),
-                (4, 2..) => tile!(2, 4),
-                (4, _) => tile!(1, 4),
-                (2, 12..) if K::IS_LEAN => tile!(12, 2),
-                (2, 8..) => tile!(8, 2),
-                (2, 4..) => tile!(4, 2),
-                (2, _) => tile!(1, 2),
-                (_, 6..) => tile!(6, 1),
-                (_, 4..) => tile!(4, 1),
-                (_, 2..) => tile!(2, 1),
-                (_, _) => tile!(1, 1),
-            }
-        }
-        panel += panels;
+impl<K: Kind> Tile for K {
+    type Rows = Rows<K::X>;
+    const IS_LEAN: bool = K::IS_LEAN;
+
+    #[inline(always)]
+    unsafe fn compute<I: Isa, const HALVES: usize, const ROWS: usize, const PANELS: usize>(
+        x: Rows<K::X>,
+        segment: &Segment,
+        row: usize,
+        panel: usize,
+        emit: &Emit<'_>,
+    ) {
+        tile::<I, K, HALVES, ROWS, PANELS>(x, segment, row, panel, emit);
     }
 }
 

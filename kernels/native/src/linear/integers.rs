@@ -86,7 +86,9 @@ pub(super) unsafe fn multiply(
         Format::Q6 => run!(Q6),
         Format::Q4 => run!(Q4),
         Format::Q4Min => run!(Q4Min),
-        Format::F32 | Format::Bf16 => unreachable!("floats go to `floats::multiply`. This is a bug."),
+        Format::F32 | Format::Bf16 | Format::Int16 => {
+            unreachable!("these are multiplied elsewhere. This is a bug.")
+        }
     }
 }
 

@@ -5,9 +5,9 @@
 //!   weight.rs       a matrix [rows, columns] in memory: panels of 16 rows, in floats or in blocks of 32 quantised columns
 //!   memory.rs       where its panels lie
 //!   pack.rs         from plain floats and from GGUF's blocks into panels, and back
-//!   activations.rs  what the other operand must look like: floats, bf16, or bytes with a scale per block
-//!   fast.rs         which thread computes which rows of which panels; floats.rs, integers.rs: one tile of that, in
-//!                   vectors; amx_floats.rs: in matrix tiles
+//!   activations.rs  what the other operand must look like: floats, bf16, or integers with a scale per block
+//!   fast.rs         which thread computes which rows of which panels; tiles.rs, and floats.rs, int16.rs,
+//!                   integers.rs (bytes and less): one tile of that, in vectors; amx_floats.rs: in matrix tiles
 //!   isa/            the instructions
 //! ```
 //!
@@ -21,11 +21,13 @@ mod activations;
 mod amx_floats;
 mod fast;
 mod floats;
+mod int16;
 mod integers;
 mod isa;
 mod memory;
 mod naive;
 mod pack;
+mod tiles;
 mod weight;
 
 pub use fast::linear;

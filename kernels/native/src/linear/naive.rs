@@ -1,5 +1,9 @@
 use super::{
-    BLOCK, Floats, FloatsMut, Linear, LinearError, activations::quantise, pack::unpack_row, weight::Format,
+    BLOCK, Floats, FloatsMut, Linear, LinearError,
+    activations::quantise,
+    int16::{self, ONE, STRETCH},
+    pack::unpack_row,
+    weight::Format,
 };
 
 /// As [`super::linear`], a number at a time: weights as they unpack, activations rounded as the format asks, sums in double
@@ -30,6 +34,15 @@ fn rounded(x: Floats<'_>, begin: usize, columns: usize, format: Format) -> Vec<f
     let mut row: Vec<f32> = (begin..begin + columns).map(|index| x.get(index)).collect();
     match format {
         Format::F32 | Format::Bf16 => {}
+        Format::Int16 => {
+            for stretch in row.chunks_mut(STRETCH) {
+                let mut values = [0.0; STRETCH];
+                values[..stretch.len()].copy_from_slice(stretch);
+                let unit = int16::length(&values) / ONE;
+                let rounded = int16::round(&values, unit);
+                stretch.iter_mut().zip(rounded).for_each(|(x, integer)| *x = unit * f32::from(integer));
+            }
+        }
         _ => {
             for block in row.chunks_mut(BLOCK) {
                 let mut values = [0.0; BLOCK];

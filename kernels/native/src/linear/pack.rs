@@ -6,6 +6,7 @@ use crate::Pool;
 
 use super::{
     BLOCK, Floats, PANEL, bf16_to_f32, f32_to_bf16,
+    int16::{self, ONE, STRETCH},
     memory::Line,
     weight::{Format, PackError, Segment},
 };
@@ -190,7 +191,7 @@ pub(super) fn pack_blocks(segment: &mut Segment, columns: usize, bytes: &[u8], k
     });
 }
 
-/// The segment's format is F32, Bf16 or Q8.
+/// The segment's format is F32, Bf16, Int16 or Q8.
 pub(super) fn pack_floats(segment: &mut Segment, columns: usize, values: Floats<'_>, pool: &Pool) {
     let format = segment.format;
     for_each_row(segment, pool, |panel, lane, row| {
@@ -218,6 +219,7 @@ pub(super) fn pack_floats(segment: &mut Segment, columns: usize, values: Floats<
                     }
                 }
             }
+            Format::Int16 => put_integers(panel, lane, values),
             _ => {
                 for (block, values) in values.chunks(BLOCK).enumerate() {
                     let mut whole = [0.0; BLOCK];
@@ -227,6 +229,25 @@ pub(super) fn pack_floats(segment: &mut Segment, columns: usize, values: Floats<
             }
         }
     });
+}
+
+/// A row of a panel of 16-bit integers; see [`super::int16`].
+fn put_integers(panel: &mut [Line], lane: usize, values: &[f32]) {
+    let stretches = || {
+        values.chunks(STRETCH).map(|values| {
+            let mut whole = [0.0; STRETCH];
+            whole[..values.len()].copy_from_slice(values);
+            whole
+        })
+    };
+    let unit = stretches().map(|stretch| int16::length(&stretch)).fold(0.0, f32::max) / ONE;
+    let rounded = stretches().flat_map(|stretch| int16::round(&stretch, unit));
+    let [lines @ .., units] = panel else { unreachable!("a panel has a line of units. This is a bug.") };
+    for (column, integer) in rounded.take(values.len()).enumerate() {
+        let at = lane * 4 + column % 2 * 2;
+        lines[column / 2].0[at..at + 2].copy_from_slice(&integer.to_ne_bytes());
+    }
+    units.0[lane * 4..][..4].copy_from_slice(&unit.to_ne_bytes());
 }
 
 /// To `Q8_0`: the largest magnitude becomes 127.
@@ -255,6 +276,12 @@ pub(super) fn unpack_row(segment: &Segment, row: usize, out: &mut [f32]) {
             Format::Bf16 => {
                 let bytes = &panel[column / 2].0[lane * 4 + column % 2 * 2..];
                 bf16_to_f32(u16::from_ne_bytes([bytes[0], bytes[1]]))
+            }
+            Format::Int16 => {
+                let bytes = &panel[column / 2].0[lane * 4 + column % 2 * 2..];
+                let unit = &panel[segment.stride - 1].0[lane * 4..];
+                f32::from_ne_bytes([unit[0], unit[1], unit[2], unit[3]])
+                    * f32::from(i16::from_ne_bytes([bytes[0], bytes[1]]))
             }
             _ => {
                 let (line, at, is_high) = quad_place(format, column / BLOCK, column % BLOCK / 4, row);

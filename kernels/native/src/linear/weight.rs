@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! panel of 16 rows, floats    a line of 64 bytes per column (f32) or pair of columns (bf16): 16 rows side by side
+//! panel of 16 rows, integers  as pairs of bf16; then a line of units
 //! panel of 16 rows, blocks    quants: per 32 columns 8 lines of bytes, or 4 of nibbles; a line holds 4 columns of each row
 //!                             scales: per group of 16 or 32 columns 16 halves;  minima: as scales, for those that have them
 //! ```
 
-use crate::Pool;
+use crate::{Pool, simd::Level};
 
 use super::{
     BLOCK, FloatsMut, LinearError, PANEL,
@@ -21,6 +22,8 @@ pub enum Format {
     F32,
     /// bfloat16.
     Bf16,
+    /// 16-bit integers, a unit for a row: bfloat16, for processors that multiply these faster.
+    Int16,
     /// Bytes, offset 128, a scale for 32 columns: GGUF's `Q8_0`, and what plain floats are quantised to.
     Q8,
     /// Six bits in bytes, offset 32, a scale for 16 columns: GGUF's `Q6_K`.
@@ -56,7 +59,7 @@ pub enum PackError {
     #[error("GGUF type {0} is not among Q4_0, Q4_1, Q8_0, Q4_K, Q6_K")]
     Type(u32),
     /// Floats can be quantised to one format only.
-    #[error("floats cannot be packed as {0:?}, only as F32, Bf16 or Q8")]
+    #[error("floats cannot be packed as {0:?}, only as F32, Bf16, Int16 or Q8")]
     Format(Format),
     /// Blocks need whole blocks.
     #[error("{columns} columns are not a multiple of {block}")]
@@ -90,9 +93,18 @@ pub struct Weight {
 }
 
 impl Format {
-    /// Of quantised formats.
+    /// What bfloat16 is best held as where `level` multiplies.
+    #[must_use]
+    pub fn of_bf16(level: Level) -> Self {
+        match level {
+            Level::Portable | Level::Avx512Bf16 | Level::Amx => Self::Bf16,
+            Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Avx512Vnni => Self::Int16,
+        }
+    }
+
+    /// Of formats of bytes and less.
     pub(super) fn is_quantised(self) -> bool {
-        !matches!(self, Self::F32 | Self::Bf16)
+        !matches!(self, Self::F32 | Self::Bf16 | Self::Int16)
     }
 
     /// What is subtracted from every quantised value before it is scaled.
@@ -126,6 +138,7 @@ impl Format {
         match self {
             Self::F32 => columns,
             Self::Bf16 => columns.div_ceil(2),
+            Self::Int16 => columns.div_ceil(2) + 1,
             _ => {
                 let (quants, scales) = self.quant_lines(columns);
                 quants + scales * if self == Self::Q4Min { 2 } else { 1 }
@@ -205,7 +218,7 @@ impl Weight {
         if rows * self.columns != values.len() {
             return Err(PackError::Length { found: values.len(), columns: self.columns });
         }
-        if !matches!(format, Format::F32 | Format::Bf16 | Format::Q8) {
+        if format.is_quantised() && format != Format::Q8 {
             return Err(PackError::Format(format));
         }
         let mut segment = self.segment(start, rows, format)?;

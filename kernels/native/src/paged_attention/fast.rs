@@ -9,7 +9,7 @@ use super::{
     stream, tile, window_start,
 };
 #[cfg(target_arch = "x86_64")]
-use super::{fixed, halves, matrix, pairs};
+use super::{halves, int16, matrix, pairs};
 use crate::{
     Element, Pool,
     simd::Level,
@@ -116,7 +116,7 @@ impl<Q: Element, K: Element> Kernel for Compute<'_, Q, K> {
             match self.work.in_halves {
                 Some(Level::Amx) => return matrix::compute(self.work, self.item, self.scratch),
                 Some(Level::Avx512Bf16) => return pairs::compute(self.work, self.item, self.scratch),
-                Some(Level::Avx512Vnni) => return fixed::compute(self.work, self.item, self.scratch),
+                Some(Level::Avx512Vnni) => return int16::compute(self.work, self.item, self.scratch),
                 _ => {}
             }
             tile::compute::<V, Q, K>(self.work, self.item, self.scratch);

@@ -29,7 +29,7 @@ pub(super) const STEP: usize = 32;
 /// Bytes of a tile.
 pub(super) const TILE_BYTES: usize = ROWS * ROW_BYTES;
 /// Of a tile's keys, weights and values, in whole vectors.
-const NUM_UNITS: usize = KEY_TILE + ROWS + LANES;
+const NUM_UNITS: usize = KEY_TILE + ROWS + ROWS * LANES + LANES;
 /// Minimax on [0, 1): relative error 8e-5, where weights are rounded to bf16.
 const EXP2: [f32; 4] = [0.999_925_2, 0.695_833_5, 0.226_067_16, 0.078_024_52];
 
@@ -118,8 +118,9 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
                 }
                 let factor = work.factor(unit);
                 let exponents = state.exponents::<Avx512>(first + vector, scores, factor, head_dim);
-                P::weights(&tile, vector, exponents, state.totals.add((first + vector) * LANES));
+                P::weights(&tile, vector, exponents, state.totals.add((first + vector) * LANES), scores);
             }
+            P::round(&tile, scores(index));
             P::accumulate(&tile, weighted.add(first * head_dim));
         }
     }
@@ -150,8 +151,9 @@ pub(super) struct Tile {
     pub(super) weights: *mut u8,
     /// `[KEY_TILE]`.
     pub(super) key_units: *mut f32,
-    /// `[16]`.
+    /// `[16]`, and as many sums of [`LANES`] to make them from.
     pub(super) weight_units: *mut f32,
+    pub(super) weight_sums: *mut f32,
     /// One.
     pub(super) value_unit: *mut f32,
     pub(super) head_dim: usize,
@@ -165,7 +167,8 @@ impl Tile {
             weights: weights.cast(),
             key_units: units,
             weight_units: units.wrapping_add(KEY_TILE),
-            value_unit: units.wrapping_add(KEY_TILE + ROWS),
+            weight_sums: units.wrapping_add(KEY_TILE + ROWS),
+            value_unit: units.wrapping_add(KEY_TILE + ROWS + ROWS * LANES),
             head_dim,
         }
     }
@@ -190,9 +193,16 @@ pub(super) trait Products {
     unsafe fn keys_and_values(_tile: &Tile) {}
     /// Q Kᵀ of 16 queries, `[16, head_dim]`, into `[16, KEY_TILE]`, in units of the query.
     unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32);
-    /// Two to the power of each exponent, added to `total` `[LANES]`, and rounded into the weights of this query of 16.
+    /// Two to the power of each exponent, added to `total` `[LANES]`, and rounded into the weights of this query of 16; or
+    /// left for [`Products::round`] where its scores, which are no longer needed, were.
     #[inline(always)]
-    unsafe fn weights(tile: &Tile, query: usize, exponents: [Avx512; KEY_TILE / LANES], total: *mut f32) {
+    unsafe fn weights(
+        tile: &Tile,
+        query: usize,
+        exponents: [Avx512; KEY_TILE / LANES],
+        total: *mut f32,
+        _scores: *mut f32,
+    ) {
         let [a, b, c, d] = exponents;
         let (a, b, c, d) = (exp2(a.0), exp2(b.0), exp2(c.0), exp2(d.0));
         let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
@@ -203,6 +213,9 @@ pub(super) trait Products {
         _mm512_storeu_si512(weights.cast(), rounded[0]);
         _mm512_storeu_si512(weights.add(64).cast(), rounded[1]);
     }
+    /// Rounds what was left, of 16 queries.
+    #[inline(always)]
+    unsafe fn round(_tile: &Tile, _scores: *const f32) {}
     /// Adds weights · V to the sums of 16 queries, `[16, head_dim]`.
     unsafe fn accumulate(tile: &Tile, weighted: *mut f32);
 }

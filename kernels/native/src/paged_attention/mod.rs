@@ -13,9 +13,9 @@
 mod batch;
 mod fast;
 #[cfg(target_arch = "x86_64")]
-mod fixed;
-#[cfg(target_arch = "x86_64")]
 mod halves;
+#[cfg(target_arch = "x86_64")]
+mod int16;
 #[cfg(target_arch = "x86_64")]
 mod matrix;
 mod naive;

@@ -16,7 +16,7 @@ use crate::{
     vector::LANES,
 };
 
-/// Queries at a time.
+/// Queries at a time, with four columns; with two it is twice as many.
 const QUERIES: usize = 4;
 
 /// # Safety
@@ -109,7 +109,7 @@ pub(super) unsafe fn scores<D: Dot>(tile: &Tile, query: *const u8, scores: *mut 
             for pair in 0..STEP / 2 {
                 let lines = keys.add(pair * ROW_BYTES);
                 let queries = query.add(step * STEP * 2 + pair * 4);
-                multiply::<D, _>(&mut sums, (lines, TILE_BYTES), (queries, tile.head_dim * 2));
+                multiply::<D, _, _>(&mut sums, (lines, TILE_BYTES), (queries, tile.head_dim * 2));
             }
         }
         for row in 0..QUERIES {
@@ -124,22 +124,24 @@ pub(super) unsafe fn scores<D: Dot>(tile: &Tile, query: *const u8, scores: *mut 
 /// As of [`Products::accumulate`].
 #[inline(always)]
 pub(super) unsafe fn accumulate<D: Dot>(tile: &Tile, weighted: *mut f32) {
-    for first in (0..ROWS).step_by(QUERIES) {
-        let columns = tile.head_dim / LANES;
-        let mut column = 0;
-        while column + 4 <= columns {
-            accumulate_columns::<D, 4>(tile, weighted, first, column);
-            column += 4;
+    let columns = tile.head_dim / LANES;
+    let mut column = 0;
+    while column + 4 <= columns {
+        for first in (0..ROWS).step_by(QUERIES) {
+            accumulate_columns::<D, QUERIES, 4>(tile, weighted, first, column);
         }
-        if column < columns {
-            accumulate_columns::<D, 2>(tile, weighted, first, column);
+        column += 4;
+    }
+    if column < columns {
+        for first in (0..ROWS).step_by(2 * QUERIES) {
+            accumulate_columns::<D, { 2 * QUERIES }, 2>(tile, weighted, first, column);
         }
     }
 }
 
 /// Some columns of the sums of some queries.
 #[inline(always)]
-unsafe fn accumulate_columns<D: Dot, const COLUMNS: usize>(
+unsafe fn accumulate_columns<D: Dot, const QUERIES: usize, const COLUMNS: usize>(
     tile: &Tile,
     weighted: *mut f32,
     first: usize,
@@ -153,10 +155,16 @@ unsafe fn accumulate_columns<D: Dot, const COLUMNS: usize>(
         }
     }
     let weights = tile.weights.cast_const().add(first * KEY_TILE * 2);
-    for pair in 0..KEY_TILE / 2 {
-        let group = pair / ROWS * (tile.head_dim / LANES) + column;
-        let lines = tile.values.add(group * TILE_BYTES + pair % ROWS * ROW_BYTES);
-        multiply::<D, _>(&mut sums, (lines, TILE_BYTES), (weights.add(pair * 4), KEY_TILE * 2));
+    for group in 0..KEY_TILE / 2 / ROWS {
+        let values = tile.values.add((group * (tile.head_dim / LANES) + column) * TILE_BYTES);
+        for pair in 0..ROWS {
+            let weights = weights.add((group * ROWS + pair) * 4);
+            multiply::<D, _, _>(
+                &mut sums,
+                (values.add(pair * ROW_BYTES), TILE_BYTES),
+                (weights, KEY_TILE * 2),
+            );
+        }
     }
     for row in 0..QUERIES {
         for c in 0..COLUMNS {
@@ -167,7 +175,7 @@ unsafe fn accumulate_columns<D: Dot, const COLUMNS: usize>(
 
 /// Adds the products of a pair of each query with lines of pairs; both are some bytes apart.
 #[inline(always)]
-unsafe fn multiply<D: Dot, const COLUMNS: usize>(
+unsafe fn multiply<D: Dot, const QUERIES: usize, const COLUMNS: usize>(
     sums: &mut [[D::Sum; COLUMNS]; QUERIES],
     (lines, line_stride): (*const u8, usize),
     (pairs, pair_stride): (*const u8, usize),

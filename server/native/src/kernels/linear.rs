@@ -25,9 +25,10 @@ use super::{
 struct PackedWeight(Arc<Weight>);
 
 /// The names that Python has for formats: where there is one, that of the GGUF type that is held so.
-const FORMATS: [(Format, &str); 6] = [
+const FORMATS: [(Format, &str); 7] = [
     (Format::F32, "float32"),
     (Format::Bf16, "bfloat16"),
+    (Format::Int16, "bfloat16"),
     (Format::Q8, "q8_0"),
     (Format::Q6, "q6_k"),
     (Format::Q4, "q4_0"),
@@ -57,7 +58,8 @@ impl PackedWeight {
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of this size and type.
         let values = unsafe { floats(values, num_rows * self.0.columns(), dtype) };
         let weight = self.fillable()?;
-        with_pool(|pool| weight.pack_floats(start, values, *format, pool))?.map_err(value_error)
+        let format = if *format == Format::Bf16 { Format::of_bf16(Level::best()) } else { *format };
+        with_pool(|pool| weight.pack_floats(start, values, format, pool))?.map_err(value_error)
     }
 
     /// Rows of GGUF blocks of type `kind`.

@@ -101,4 +101,10 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
         let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), _mm256_set1_epi16(128));
         _mm256_add_epi32(sum, _mm256_add_epi32(low, high))
     }
+
+    #[inline(always)]
+    unsafe fn dot_i16(sum: Self::I, w: Self::I, x: u32) -> Self::I {
+        let x = _mm256_set1_epi32(x.cast_signed());
+        if VNNI { _mm256_dpwssd_avx_epi32(sum, w, x) } else { _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)) }
+    }
 }

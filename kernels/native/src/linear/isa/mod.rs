@@ -1,4 +1,4 @@
-//! What products need of an instruction set: vectors of 16 lanes, whole or in halves, and three dot products.
+//! What products need of an instruction set: vectors of 16 lanes, whole or in halves, and dot products.
 #![expect(unsafe_code, reason = "instructions and pointers that the callers vouch for")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 
@@ -52,6 +52,8 @@ pub(super) trait Isa {
     /// `sum + w[0] * x[0] + ... + w[3] * x[3]`, w unsigned bytes, x signed ones above -128, the same four in all lanes.
     /// `wide`: whether w may be above 127.
     unsafe fn dot_u8(sum: Self::I, w: Self::I, x: u32, wide: bool) -> Self::I;
+    /// `sum + w[0] * x[0] + w[1] * x[1]`, pairs of 16-bit integers, the same pair of x in all lanes.
+    unsafe fn dot_i16(sum: Self::I, w: Self::I, x: u32) -> Self::I;
     /// Writes the quants of a block; returns its scale, and the sums of the quants of its halves.
     #[inline(always)]
     unsafe fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {

@@ -86,4 +86,16 @@ impl Isa for Portable {
             (i32::from_ne_bytes(sum[lane]) + products.sum::<i32>()).to_ne_bytes()
         })
     }
+
+    #[inline(always)]
+    unsafe fn dot_i16(sum: Self::I, w: Self::I, x: u32) -> Self::I {
+        let pair = |bytes: [u8; 4]| {
+            [[bytes[0], bytes[1]], [bytes[2], bytes[3]]].map(|half| i32::from(i16::from_ne_bytes(half)))
+        };
+        let x = pair(x.to_ne_bytes());
+        std::array::from_fn(|lane| {
+            let w = pair(w[lane]);
+            (i32::from_ne_bytes(sum[lane]) + w[0] * x[0] + w[1] * x[1]).to_ne_bytes()
+        })
+    }
 }

@@ -21,7 +21,8 @@ use super::{
 use crate::{
     Element,
     amx::{ROW_BYTES, ROWS},
-    vector::{Avx512, LANES},
+    vector::{Avx512, LANES, Vector},
+    vnni,
 };
 
 /// Nearly the largest integer: what is rounded to it remains one.
@@ -37,13 +38,13 @@ pub(super) unsafe fn compute<Q: Element, K: Element>(
     item: &Item,
     scratch: &mut Scratch,
 ) {
-    halves::compute::<Fixed, Q, K>(work, item, scratch);
+    halves::compute::<Int16, Q, K>(work, item, scratch);
 }
 
 /// AVX-512 with VNNI.
-struct Fixed;
+struct Int16;
 
-impl Products for Fixed {
+impl Products for Int16 {
     type Ready = ();
 
     #[inline(always)]
@@ -58,7 +59,7 @@ impl Products for Fixed {
         let length = _mm512_reduce_add_ps(squares).sqrt().max(LEAST);
         for step in 0..head_dim / STEP {
             let at = query.add(step * ROW_BYTES);
-            round(at, _mm512_set1_ps(ONE / length));
+            to_integers(at, _mm512_set1_ps(ONE / length));
         }
         length / ONE
     }
@@ -80,7 +81,7 @@ impl Products for Fixed {
             let lengths = _mm512_max_ps(lengths, _mm512_set1_ps(LEAST));
             let scales = _mm512_div_ps(_mm512_set1_ps(ONE), lengths);
             for line in 0..lines {
-                round(at(line), scales);
+                to_integers(at(line), scales);
             }
             let units = _mm512_mul_ps(lengths, _mm512_set1_ps(1.0 / ONE));
             _mm512_storeu_ps(tile.key_units.add(column * LANES), units);
@@ -97,7 +98,7 @@ impl Products for Fixed {
         let largest = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(upper, largest)));
         let largest = largest.max(LEAST);
         for line in 0..lines {
-            round(tile.values.add(line * ROW_BYTES), _mm512_set1_ps(ONE / largest));
+            to_integers(tile.values.add(line * ROW_BYTES), _mm512_set1_ps(ONE / largest));
         }
         tile.value_unit.write(largest / ONE);
     }
@@ -108,22 +109,45 @@ impl Products for Fixed {
     }
 
     #[inline(always)]
-    unsafe fn weights(tile: &Tile, query: usize, exponents: [Avx512; KEY_TILE / LANES], total: *mut f32) {
-        let [a, b, c, d] = exponents;
-        let (a, b, c, d) = (exp2(a.0), exp2(b.0), exp2(c.0), exp2(d.0));
-        let sum = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+    unsafe fn weights(
+        tile: &Tile,
+        query: usize,
+        exponents: [Avx512; KEY_TILE / LANES],
+        total: *mut f32,
+        scores: *mut f32,
+    ) {
+        let mut sum = _mm512_setzero_ps();
+        for (column, exponent) in exponents.into_iter().enumerate() {
+            let weight = exp2(exponent.0);
+            _mm512_storeu_ps(scores.add(column * LANES), weight);
+            sum = _mm512_add_ps(sum, weight);
+        }
+        _mm512_storeu_ps(tile.weight_sums.add(query * LANES), sum);
         _mm512_storeu_ps(total, _mm512_add_ps(_mm512_loadu_ps(total), sum));
-        let sum = _mm512_reduce_add_ps(sum).max(LEAST);
-        tile.weight_units.add(query).write(sum / ONE);
-        let scale = _mm512_set1_ps(ONE / sum);
+    }
+
+    #[inline(always)]
+    unsafe fn round(tile: &Tile, scores: *const f32) {
+        let mut sums = [Avx512::splat(0.0); ROWS];
+        for (query, sum) in sums.iter_mut().enumerate() {
+            *sum = Avx512::load(tile.weight_sums.add(query * LANES));
+        }
+        let sums = _mm512_max_ps(Avx512::sums(sums).0, _mm512_set1_ps(LEAST));
+        _mm512_storeu_ps(tile.weight_units, _mm512_mul_ps(sums, _mm512_set1_ps(1.0 / ONE)));
+        let scales = tile.weight_sums;
+        _mm512_storeu_ps(scales, _mm512_div_ps(_mm512_set1_ps(ONE), sums));
         // They are joined within quarters of a register, which are then put in order.
         let order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
-        let weights = tile.weights.add(query * KEY_TILE * 2);
-        for (half, [a, b]) in [[a, b], [c, d]].into_iter().enumerate() {
-            let a = _mm512_cvtps_epi32(_mm512_mul_ps(a, scale));
-            let b = _mm512_cvtps_epi32(_mm512_mul_ps(b, scale));
-            let both = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b));
-            _mm512_storeu_si512(weights.add(half * ROW_BYTES).cast(), both);
+        for query in 0..ROWS {
+            let scale = _mm512_set1_ps(*scales.add(query));
+            for half in 0..2 {
+                let weights = scores.add(query * KEY_TILE + half * 2 * LANES);
+                let a = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights), scale));
+                let b = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(weights.add(LANES)), scale));
+                let both = _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b));
+                let into = tile.weights.add(query * KEY_TILE * 2 + half * ROW_BYTES);
+                _mm512_storeu_si512(into.cast(), both);
+            }
         }
     }
 
@@ -133,7 +157,7 @@ impl Products for Fixed {
     }
 }
 
-impl Dot for Fixed {
+impl Dot for Int16 {
     type Sum = __m512i;
 
     #[inline(always)]
@@ -143,7 +167,7 @@ impl Dot for Fixed {
 
     #[inline(always)]
     unsafe fn add(sum: __m512i, line: __m512i, pair: __m512i) -> __m512i {
-        _mm512_dpwssd_epi32(sum, line, pair)
+        vnni::dot_i16(sum, line, pair)
     }
 
     #[inline(always)]
@@ -178,7 +202,7 @@ unsafe fn add_squares(sum: __m512, pairs: __m512i) -> __m512 {
 
 /// Makes integers of 16 pairs of bf16.
 #[inline(always)]
-unsafe fn round(pairs: *mut u8, scale: __m512) {
+unsafe fn to_integers(pairs: *mut u8, scale: __m512) {
     const SECOND: u32 = 0xAAAA_AAAA;
     let [first, second] = widen(_mm512_loadu_si512(pairs.cast_const().cast()));
     let first = _mm512_cvtps_epi32(_mm512_mul_ps(first, scale));
