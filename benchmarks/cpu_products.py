@@ -21,7 +21,7 @@ from floors import HEADER, Floors
 from report import save, table
 
 SHAPES = ((3072, 576), (576, 1536))
-FORMATS = ("float32", "bfloat16", "q8_0", "q4_1")
+FORMATS = ("float32", "bfloat16", "int16", "q8_0", "q4_1")
 ROWS = (1, 8, 32, 512)
 MEMORY_BYTES = 256 << 20
 Q4_1 = 3  # GGUF's number of the type

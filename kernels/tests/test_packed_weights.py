@@ -10,7 +10,7 @@ from anaphora_kernels.testing import assert_close
 from torch import Tensor
 
 KINDS = [gguf.GGMLQuantizationType(kind) for kind in BLOCK_COLUMNS]
-FORMATS = ["float32", "bfloat16", "q8_0", *KINDS]
+FORMATS = ["float32", "bfloat16", "int16", "q8_0", *KINDS]
 COLUMNS = 512
 
 
@@ -67,9 +67,10 @@ def test_linear(form: str | gguf.GGMLQuantizationType, dtype: torch.dtype, token
     if form in ("float32", "bfloat16"):
         assert_close(actual, expected.to(dtype))
         return
-    # x is rounded to bytes: an error of at most half a step in every product, about 0.3 of one in quadrature.
+    # x is rounded to integers: an error of at most half a step in every product, about 0.3 of one in quadrature.
     assert actual.dtype == dtype
-    step = x.float().abs().max() / 127 if tokens else torch.zeros(())
+    largest = x.float().abs().max() / 127 if tokens else torch.zeros(())
+    step = x.float().reshape(-1, 64).norm(dim=1).max() / 32750 if form == "int16" and tokens else largest
     rounding = 0.02 if dtype == torch.bfloat16 else 0.0
     error = (actual.double() - expected).abs() - rounding * expected.abs()
     assert (error <= 1.5 * step * values.norm(dim=1)).all()

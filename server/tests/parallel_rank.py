@@ -33,9 +33,13 @@ def results(model: Path, group: ParallelGroup) -> tuple[torch.Tensor, list[list[
 
 
 def steps(model: Path, group: ParallelGroup, new_capture: Callable[[], Capture] | None) -> list[list[int]]:
-    """The tokens of each step of a worker: prompts at once, then decoding. Ranks other than 0 know none."""
+    """The tokens of each step of a worker: prompts at once, then decoding. Ranks other than 0 know none.
+
+    In float32: in bfloat16 two halves of a sum, rounded each, may choose another token than the whole.
+    """
     device = torch.device("cpu")
-    worker = Worker(load_model(model, device=device, group=group), group, device, Progress(io.StringIO()), new_capture)
+    loaded = load_model(model, dtype="float32", device=device, group=group)
+    worker = Worker(loaded, group, device, Progress(io.StringIO()), new_capture)
     limits = Limits(block_size=16, max_rows=3, max_step_tokens=64, max_context=128, num_blocks=24)
     driver = StepDriver(limits, worker.configure(limits))
     sequences = [Sequence(prompt, 8) for prompt in PROMPTS]

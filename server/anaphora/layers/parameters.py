@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from anaphora_kernels.linear.cpu import PackedRows, PackedWeight
+from anaphora_kernels.linear.cpu import PackedRows, PackedWeight, floats_format
 from anaphora_kernels.linear_fp8 import Fp8Rows, Fp8Weight
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class Placement:
         """The same for an embedding or a head, which FP8 leaves alone."""
         if self.device.type != "cpu" or self.dtype == torch.float16:
             return self.empty(out_features, in_features)
-        floats = "q8_0" if self.quantize == "int8" else str(self.dtype).removeprefix("torch.")
+        floats = "q8_0" if self.quantize == "int8" else floats_format(self.dtype)
         return PackedWeight(out_features, in_features, floats, keeps_blocks=self.quantize == "gguf")
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -191,22 +191,22 @@ impl<'a> Emit<'a> {
     #[inline(always)]
     pub(super) unsafe fn panel(&self, segment: &Segment, row: usize, panel: usize, sums: &Block) {
         let first = segment.start + panel * PANEL;
-        let len = PANEL.min(segment.rows - panel * PANEL);
-        let mut sums = *sums;
-        if let Some(bias) = self.bias {
-            sums.iter_mut().take(len).enumerate().for_each(|(lane, sum)| *sum += bias.get(first + lane));
-        }
         let at = row * self.columns + first;
+        let len = segment.rows - panel * PANEL;
+        let mut sums = *sums;
         // SAFETY: within the output, whose length `validate` has compared; nobody else has these elements.
         unsafe {
+            if len < PANEL {
+                return self.part(first, at, &sums[..len]);
+            }
+            if let Some(bias) = self.bias {
+                for (lane, sum) in sums.iter_mut().enumerate() {
+                    *sum += bias.get(first + lane);
+                }
+            }
             match &self.output {
-                Output::F32(output) if len == PANEL => {
-                    output.get().add(at).cast::<Block>().write_unaligned(sums)
-                }
-                Output::F32(output) => {
-                    (0..len).for_each(|lane| output.get().add(at + lane).write(sums[lane]));
-                }
-                Output::Bf16(output) if len == PANEL => {
+                Output::F32(output) => output.get().add(at).cast::<Block>().write_unaligned(sums),
+                Output::Bf16(output) => {
                     // Not by `map`, which the compiler might leave as sixteen calls.
                     let mut rounded = [0; PANEL];
                     for lane in 0..PANEL {
@@ -214,8 +214,25 @@ impl<'a> Emit<'a> {
                     }
                     output.get().add(at).cast::<[u16; PANEL]>().write_unaligned(rounded);
                 }
-                Output::Bf16(output) => {
-                    (0..len).for_each(|lane| output.get().add(at + lane).write(f32_to_bf16(sums[lane])));
+            }
+        }
+    }
+
+    /// The sums of one row of activations with the last rows of a weight, from `first` on, to element `at`. Not among the
+    /// instructions of a whole panel, which come every few hundred cycles.
+    ///
+    /// # Safety
+    /// As of [`Self::panel`].
+    #[expect(unsafe_code, reason = "threads write to parts of one slice")]
+    #[inline(never)]
+    unsafe fn part(&self, first: usize, at: usize, sums: &[f32]) {
+        for (lane, &sum) in sums.iter().enumerate() {
+            let sum = sum + self.bias.map_or(0.0, |bias| bias.get(first + lane));
+            // SAFETY: the caller's promise.
+            unsafe {
+                match &self.output {
+                    Output::F32(output) => output.get().add(at + lane).write(sum),
+                    Output::Bf16(output) => output.get().add(at + lane).write(f32_to_bf16(sum)),
                 }
             }
         }

@@ -28,12 +28,17 @@ struct PackedWeight(Arc<Weight>);
 const FORMATS: [(Format, &str); 7] = [
     (Format::F32, "float32"),
     (Format::Bf16, "bfloat16"),
-    (Format::Int16, "bfloat16"),
+    (Format::Int16, "int16"),
     (Format::Q8, "q8_0"),
     (Format::Q6, "q6_k"),
     (Format::Q4, "q4_0"),
     (Format::Q4Min, "q4_1"),
 ];
+
+fn name_of(format: Format) -> &'static str {
+    let found = FORMATS.iter().find(|(known, _)| *known == format);
+    found.expect("every format has a name. This is a bug.").1
+}
 
 #[pymethods]
 #[expect(unsafe_code, reason = "the boundary to Python, typed in `_native.pyi`")]
@@ -58,8 +63,7 @@ impl PackedWeight {
         // SAFETY: `linear/cpu.py` passes a contiguous tensor of this size and type.
         let values = unsafe { floats(values, num_rows * self.0.columns(), dtype) };
         let weight = self.fillable()?;
-        let format = if *format == Format::Bf16 { Format::of_bf16(Level::best()) } else { *format };
-        with_pool(|pool| weight.pack_floats(start, values, format, pool))?.map_err(value_error)
+        with_pool(|pool| weight.pack_floats(start, values, *format, pool))?.map_err(value_error)
     }
 
     /// Rows of GGUF blocks of type `kind`.
@@ -94,6 +98,12 @@ impl PackedWeight {
         issue(py, num_indices, Lookup { weight: Arc::clone(&self.0), indices, out, dtype })
     }
 
+    /// What bfloat16 is best held as on this machine.
+    #[staticmethod]
+    fn bfloat16_format() -> &'static str {
+        name_of(Format::of_bf16(Level::best()))
+    }
+
     #[getter]
     fn num_bytes(&self) -> usize {
         self.0.num_bytes()
@@ -105,8 +115,7 @@ impl PackedWeight {
             .0
             .format_of(row)
             .ok_or_else(|| PyIndexError::new_err(format!("row {row} was not packed")))?;
-        let found = FORMATS.iter().find(|(known, _)| *known == format);
-        Ok(found.expect("every format has a name. This is a bug.").1)
+        Ok(name_of(format))
     }
 
     /// Of the rows, each once.
