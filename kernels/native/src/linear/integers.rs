@@ -150,19 +150,24 @@ unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize>(
             for group in 0..groups {
                 let first_quad = group * K::GROUP / 4;
                 let scale = I::load_f16(scales.add((block * groups + group) * PANEL + half * I::LANES));
+                let corrections = corrections.add((block * groups + group) * STRIP);
                 for row in 0..ROWS {
                     let quads = quants.add(row * x.columns + block * BLOCK).cast::<u32>();
-                    let correction = *corrections.add((block * groups + group) * STRIP + row);
-                    let mut dot = I::splat_i32(if K::MINIMA { 0 } else { correction });
+                    // Two sums, since each waits for its last product.
+                    let start = if K::MINIMA { 0 } else { *corrections.add(row) };
+                    let mut dots = [I::splat_i32(start), I::splat_i32(0)];
                     for quad in first_quad..first_quad + K::GROUP / 4 {
-                        dot = I::dot_u8(dot, weights[quad], quads.add(quad).read_unaligned(), K::WIDE);
+                        let x = quads.add(quad).read_unaligned();
+                        dots[quad % 2] = I::dot_u8(dots[quad % 2], weights[quad], x, K::WIDE);
                     }
+                    let dot = I::add_i32(dots[0], dots[1]);
                     let both = I::mul(scale, I::splat(*x_scales.add(block * STRIP + row)));
                     let sum = &mut sums[row][half];
                     *sum = I::fma(I::to_f32(dot), both, *sum);
                     if K::MINIMA {
                         let minimum = I::load_f16(minima.add(block * PANEL + half * I::LANES));
-                        *sum = I::fma(minimum, I::splat(f32::from_bits(correction.cast_unsigned())), *sum);
+                        let correction = f32::from_bits((*corrections.add(row)).cast_unsigned());
+                        *sum = I::fma(minimum, I::splat(correction), *sum);
                     }
                 }
             }

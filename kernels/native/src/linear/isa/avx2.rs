@@ -69,6 +69,11 @@ impl<const VNNI: bool> Isa for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I {
+        _mm256_add_epi32(a, b)
+    }
+
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         _mm256_cvtepi32_ps(x)
     }

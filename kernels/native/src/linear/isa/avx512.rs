@@ -70,6 +70,11 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
     }
 
     #[inline(always)]
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I {
+        _mm512_add_epi32(a, b)
+    }
+
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         _mm512_cvtepi32_ps(x)
     }

@@ -45,6 +45,7 @@ pub(super) trait Isa {
     unsafe fn load_bf16_pairs(from: *const u32) -> [Self::F; 2];
 
     unsafe fn splat_i32(x: i32) -> Self::I;
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn to_f32(x: Self::I) -> Self::F;
     unsafe fn load(from: *const u8) -> Self::I;
     /// The low and the high four bits of every byte.

@@ -64,6 +64,11 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|lane| (i32::from_ne_bytes(a[lane]) + i32::from_ne_bytes(b[lane])).to_ne_bytes())
+    }
+
+    #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         x.map(|bytes| i32::from_ne_bytes(bytes) as f32)
     }
