@@ -3,9 +3,10 @@
     python benchmarks/accuracy.py                              # SmolLM2-135M-Instruct from its Q4_1 file
     python benchmarks/accuracy.py MODEL.gguf --llama-perplexity PATH
 
-The text is this repository's own prose. As `llama-perplexity` does it: windows of 512 tokens, each computed from an
-empty cache; the second half of each is scored. "Same token": how often the likeliest next token is float32's. "KL":
-the mean divergence of the next token's distribution from float32's, in nats.
+The text is this repository's own prose, with single spaces for all white space: in runs of it llama.cpp's tokenizer
+differs from the model's own. As `llama-perplexity` does it: windows of 512 tokens, each computed from an empty cache;
+the second half of each is scored. "Same token": how often the likeliest next token is float32's. "KL": the mean
+divergence of the next token's distribution from float32's, in nats.
 """
 
 from __future__ import annotations
@@ -75,12 +76,13 @@ def score(loaded: LoadedModel, windows: list[list[int]]) -> Scores:
     return Scores(torch.cat(scored), torch.cat(targets))
 
 
-def llama_perplexity(command: Path, model: Path, text: str) -> float:
-    """What llama.cpp makes of the same file and the same text."""
+def llama_perplexity(command: Path, model: Path, text: str, num_windows: int) -> float:
+    """What llama.cpp makes of the same file and the first windows of the same text."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         arguments = ["-m", str(model), "-f", file.name, "-c", str(WINDOW), "-b", str(WINDOW)]
+        arguments += ["--chunks", str(num_windows)]
         done = subprocess.run([str(command), *arguments], capture_output=True, text=True, check=True)
     found = re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout + done.stderr)
     if found is None:
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--llama-perplexity", type=Path, help="llama.cpp's program of that name")
     options = parser.parse_args()
 
-    text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in TEXTS)
+    text = " ".join(" ".join((ROOT / name).read_text(encoding="utf-8") for name in TEXTS).split())
     tokenizer = AutoTokenizer.from_pretrained(options.model.parent, gguf_file=options.model.name)
     tokens = tokenizer(text, add_special_tokens=False).input_ids
     num_windows = min(options.windows, len(tokens) // WINDOW)
@@ -115,9 +117,7 @@ def main() -> None:
         names = ("perplexity", "same_token", "divergence")
         results.append({"weights": weights, "activations": dtype, **dict(zip(names, figures, strict=True))})
     if options.llama_perplexity:
-        # Its windows are the text's first, too: cut the text so that it has as many.
-        cut = tokenizer.decode(tokens[: num_windows * WINDOW])
-        theirs = llama_perplexity(options.llama_perplexity, options.model, cut)
+        theirs = llama_perplexity(options.llama_perplexity, options.model, text, num_windows)
         rows.append(["llama.cpp", "", f"{theirs:.4f}", "", ""])
         results.append({"weights": "llama.cpp", "perplexity": theirs})
     comparison = table(["weights", "activations", "perplexity", "same token", "KL"], rows)
