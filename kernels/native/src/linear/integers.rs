@@ -14,8 +14,8 @@ use super::{
 };
 use crate::simd::Level;
 
-/// Bytes ahead of what is read.
-const PREFETCH: usize = 4096;
+/// Lines of quants that are asked for ahead of what is read.
+const LINES_AHEAD: usize = 64;
 /// Lines of four columns in a block.
 pub(super) const QUADS: usize = BLOCK / 4;
 
@@ -141,10 +141,14 @@ unsafe fn tile<I: Isa, K: Kind, const HALVES: usize, const ROWS: usize>(
     let corrections = corrections.as_ptr().add(strip * blocks * groups + lane);
     let mut sums = [[I::zero(); HALVES]; ROWS];
     for block in 0..blocks {
-        for line in 0..segment.format.block_lines() {
-            let ahead = (block * segment.format.block_lines() + line) * 64 + PREFETCH;
-            I::prefetch(lines.cast::<u8>().wrapping_add(ahead));
+        for line in block * segment.format.block_lines()..(block + 1) * segment.format.block_lines() {
+            // Of this panel or the next one.
+            let ahead = line + LINES_AHEAD;
+            let ahead = if ahead < quant_lines { ahead } else { ahead + segment.stride - quant_lines };
+            I::prefetch(lines.wrapping_add(ahead).cast());
         }
+        // The next panel's scales and minima, which are needed from its first block on; no more lines than blocks.
+        I::prefetch(lines.wrapping_add(segment.stride + quant_lines + block).cast());
         for half in 0..HALVES {
             let weights = unpack::<I, K>(lines.cast::<u8>(), block, half);
             for group in 0..groups {
