@@ -1,6 +1,6 @@
 //! A product of pairs of 16-bit integers in one instruction. The compiler splits its own intrinsic for it into a product and
-//! a sum, for the latency's sake (LLVM 20, `getAlternative...` of `X86InstrInfo`): twice the work where many sums are under
-//! way.
+//! a sum, for the latency's sake (`genAlternativeDpCodeSequence` in LLVM's `X86InstrInfo.cpp`): twice the work where many
+//! sums are under way.
 #![expect(unsafe_code, reason = "an instruction that the caller vouches for")]
 
 use std::arch::{asm, x86_64::__m512i};
