@@ -9,6 +9,7 @@
 mod amx;
 mod element;
 pub mod gate;
+mod int16;
 pub mod linear;
 pub mod paged_attention;
 pub mod pool;
@@ -17,8 +18,6 @@ pub mod rope_kv_store;
 pub mod sampling;
 pub mod simd;
 pub mod vector;
-#[cfg(target_arch = "x86_64")]
-mod vnni;
 
 pub use element::{Bf16, Element};
 pub use pool::Pool;

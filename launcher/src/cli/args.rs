@@ -234,7 +234,7 @@ pub(crate) struct LimitArgs {
     #[arg(long, env, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_batch_size: Option<u32>,
 
-    /// Milliseconds between two tokens that the prefill of others leaves to a sequence, if possible [default: 90 on a CPU, 50 on a GPU]
+    /// Milliseconds between two tokens that the prefill of others leaves to a sequence, if possible [default: 70 on a CPU, 50 on a GPU]
     #[arg(long, env, value_name = "MILLISECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) target_itl: Option<u32>,
 

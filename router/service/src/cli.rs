@@ -97,7 +97,7 @@ struct EngineArgs {
     /// Do not share computed prompt prefixes between requests.
     #[arg(long)]
     no_prefix_cache: bool,
-    /// Milliseconds between two tokens that the prefill of others leaves to a sequence, if possible [default: 90 on a CPU, 50 on a GPU]
+    /// Milliseconds between two tokens that the prefill of others leaves to a sequence, if possible [default: 70 on a CPU, 50 on a GPU]
     #[arg(long, env, value_name = "MILLISECONDS")]
     target_itl: Option<u64>,
     /// The most tokens that a tenant may leave in the prefix cache; once per tenant. Others may fill it.

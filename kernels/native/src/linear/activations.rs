@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     BLOCK, Floats, bf16_to_f32,
-    int16::{self, ONE, STRETCH},
+    int16::{self, STRETCH},
     isa::{Isa, on_isa},
     weight::Format,
 };
@@ -130,7 +130,7 @@ unsafe fn round_strip<I: Isa, const HALVES: usize>(
     for (index, unit) in units.iter_mut().enumerate() {
         let (row, column) = (index / stretches, index % stretches * STRETCH);
         let stretch: [f32; STRETCH] = read(values, (first + row) * columns + column, columns - column);
-        *unit = int16::length(&stretch) / ONE;
+        *unit = int16::unit(&stretch);
         let whole = int16::round(&stretch, *unit);
         let into = &mut rounded[row * even..][column..even.min(column + STRETCH)];
         into.copy_from_slice(&whole[..into.len()]);

@@ -15,27 +15,26 @@ use super::{
     tiles::{Tile, tiles},
     weight::Segment,
 };
-use crate::simd::Level;
+use crate::{int16::ONE, simd::Level};
 
 /// Activations that share a scale.
 pub(super) const STRETCH: usize = 64;
-/// Nearly the largest integer: what is rounded to it remains one.
-pub(super) const ONE: f32 = 32_750.0;
-/// What has no length has this one.
+/// What has no length has this one; what is no number remains none.
 const LEAST: f32 = 1e-30;
 /// Bytes ahead of what is read.
 const PREFETCH: usize = 2048;
 
-/// The length of a stretch.
+/// What a 1 stands for where a stretch has the length [`ONE`].
 #[inline(always)]
-pub(super) fn length(values: &[f32; STRETCH]) -> f32 {
+pub(super) fn unit(values: &[f32; STRETCH]) -> f32 {
     let mut squares = [0.0f32; 16];
     for values in values.as_chunks::<16>().0 {
         for lane in 0..16 {
             squares[lane] += values[lane] * values[lane];
         }
     }
-    squares.iter().sum::<f32>().sqrt().max(LEAST)
+    let length = squares.iter().sum::<f32>().sqrt();
+    if length < LEAST { LEAST / ONE } else { length / ONE }
 }
 
 /// `values / unit`, rounded.

@@ -1,7 +1,7 @@
 use super::{
     BLOCK, Floats, FloatsMut, Linear, LinearError,
     activations::quantise,
-    int16::{self, ONE, STRETCH},
+    int16::{self, STRETCH},
     pack::unpack_row,
     weight::Format,
 };
@@ -38,7 +38,7 @@ fn rounded(x: Floats<'_>, begin: usize, columns: usize, format: Format) -> Vec<f
             for stretch in row.chunks_mut(STRETCH) {
                 let mut values = [0.0; STRETCH];
                 values[..stretch.len()].copy_from_slice(stretch);
-                let unit = int16::length(&values) / ONE;
+                let unit = int16::unit(&values);
                 let rounded = int16::round(&values, unit);
                 stretch.iter_mut().zip(rounded).for_each(|(x, integer)| *x = unit * f32::from(integer));
             }

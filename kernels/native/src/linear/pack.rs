@@ -6,7 +6,7 @@ use crate::Pool;
 
 use super::{
     BLOCK, Floats, PANEL, bf16_to_f32, f32_to_bf16,
-    int16::{self, ONE, STRETCH},
+    int16::{self, STRETCH},
     memory::Line,
     weight::{Format, PackError, Segment},
 };
@@ -240,7 +240,9 @@ fn put_integers(panel: &mut [Line], lane: usize, values: &[f32]) {
             whole
         })
     };
-    let unit = stretches().map(|stretch| int16::length(&stretch)).fold(0.0, f32::max) / ONE;
+    let unit = stretches()
+        .map(|stretch| int16::unit(&stretch))
+        .fold(0.0, |most: f32, unit| if most.is_nan() || unit <= most { most } else { unit });
     let rounded = stretches().flat_map(|stretch| int16::round(&stretch, unit));
     let [lines @ .., units] = panel else { unreachable!("a panel has a line of units. This is a bug.") };
     for (column, integer) in rounded.take(values.len()).enumerate() {

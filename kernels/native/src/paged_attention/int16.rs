@@ -21,13 +21,11 @@ use super::{
 use crate::{
     Element,
     amx::{ROW_BYTES, ROWS},
+    int16::{ONE, dot},
     vector::{Avx512, LANES, Vector},
-    vnni,
 };
 
-/// Nearly the largest integer: what is rounded to it remains one.
-const ONE: f32 = 32_750.0;
-/// What has no length has this one.
+/// What has no length has this one. What is no number remains none: `max` gives its second operand then.
 const LEAST: f32 = 1e-20;
 
 /// # Safety
@@ -56,7 +54,7 @@ impl Products for Int16 {
         for step in 0..head_dim / STEP {
             squares = add_squares(squares, _mm512_loadu_si512(query.add(step * ROW_BYTES).cast()));
         }
-        let length = _mm512_reduce_add_ps(squares).sqrt().max(LEAST);
+        let length = at_least(_mm512_reduce_add_ps(squares).sqrt());
         for step in 0..head_dim / STEP {
             let at = query.add(step * ROW_BYTES);
             to_integers(at, _mm512_set1_ps(ONE / length));
@@ -78,7 +76,7 @@ impl Products for Int16 {
                 squares[1] = add_squares(squares[1], _mm512_loadu_si512(at(line + 1).cast()));
             }
             let lengths = _mm512_sqrt_ps(_mm512_add_ps(squares[0], squares[1]));
-            let lengths = _mm512_max_ps(lengths, _mm512_set1_ps(LEAST));
+            let lengths = _mm512_max_ps(_mm512_set1_ps(LEAST), lengths);
             let scales = _mm512_div_ps(_mm512_set1_ps(ONE), lengths);
             for line in 0..lines {
                 to_integers(at(line), scales);
@@ -96,7 +94,7 @@ impl Products for Int16 {
         // Positive floats are in the order of their bits.
         let upper = _mm512_slli_epi32::<16>(largest);
         let largest = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(upper, largest)));
-        let largest = largest.max(LEAST);
+        let largest = at_least(largest);
         for line in 0..lines {
             to_integers(tile.values.add(line * ROW_BYTES), _mm512_set1_ps(ONE / largest));
         }
@@ -132,7 +130,7 @@ impl Products for Int16 {
         for (query, sum) in sums.iter_mut().enumerate() {
             *sum = Avx512::load(tile.weight_sums.add(query * LANES));
         }
-        let sums = _mm512_max_ps(Avx512::sums(sums).0, _mm512_set1_ps(LEAST));
+        let sums = _mm512_max_ps(_mm512_set1_ps(LEAST), Avx512::sums(sums).0);
         _mm512_storeu_ps(tile.weight_units, _mm512_mul_ps(sums, _mm512_set1_ps(1.0 / ONE)));
         let scales = tile.weight_sums;
         _mm512_storeu_ps(scales, _mm512_div_ps(_mm512_set1_ps(ONE), sums));
@@ -167,7 +165,7 @@ impl Dot for Int16 {
 
     #[inline(always)]
     unsafe fn add(sum: __m512i, line: __m512i, pair: __m512i) -> __m512i {
-        vnni::dot_i16(sum, line, pair)
+        dot(sum, line, pair)
     }
 
     #[inline(always)]
@@ -185,6 +183,12 @@ impl Dot for Int16 {
         let unit = _mm512_set1_ps(*tile.weight_units.add(query) * *tile.value_unit);
         _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), unit, _mm512_loadu_ps(at)));
     }
+}
+
+/// See [`LEAST`].
+#[inline(always)]
+fn at_least(length: f32) -> f32 {
+    if length < LEAST { LEAST } else { length }
 }
 
 /// The first and the second of each pair of bf16, as floats.

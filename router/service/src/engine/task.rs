@@ -256,7 +256,7 @@ async fn attempt<S: Shard>(shard: &mut S, context: &Context) -> Result<(Schedule
 
 /// On a CPU a token takes longer by itself: a shorter time leaves many decoding rows no room for a chunk beside them.
 fn target_itl(config: &EngineConfig, description: &Description) -> Duration {
-    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(90) };
+    let default = if description.is_gpu() { Duration::from_millis(50) } else { Duration::from_millis(70) };
     config.target_itl.unwrap_or(default)
 }
 

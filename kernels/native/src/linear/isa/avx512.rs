@@ -1,7 +1,7 @@
 use std::{arch::x86_64::*, mem::transmute};
 
 use super::Isa;
-use crate::{linear::BLOCK, vnni};
+use crate::{int16, linear::BLOCK};
 
 /// AVX-512 F, VL, BW, DQ: a panel to a vector. `VNNI`: with byte products. `BF16`: with products of pairs of bf16.
 #[derive(Clone, Copy)]
@@ -111,7 +111,7 @@ impl<const VNNI: bool, const BF16: bool> Isa for Avx512<VNNI, BF16> {
     #[inline(always)]
     unsafe fn dot_i16(sum: Self::I, w: Self::I, x: u32) -> Self::I {
         let x = _mm512_set1_epi32(x.cast_signed());
-        if VNNI { vnni::dot_i16(sum, w, x) } else { _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)) }
+        if VNNI { int16::dot(sum, w, x) } else { _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)) }
     }
 
     #[inline(always)]
