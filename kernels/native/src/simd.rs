@@ -13,11 +13,11 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// The same with AVX-VNNI: products of bytes.
+    /// The same with AVX-VNNI: such products in one instruction.
     AvxVnni,
     /// x86-64 with AVX-512 F, VL, BW and DQ.
     Avx512,
-    /// The same with VNNI: products of bytes.
+    /// The same with VNNI: products of bytes, and of pairs of 16-bit integers.
     Avx512Vnni,
     /// The same with BF16, where its products of pairs run at the rate of `vfmadd`: on AMD's cores from Zen 4 on. On Intel's
     /// they run at a quarter of it, so that two of the latter are twice as fast.
