@@ -9,6 +9,7 @@ On a CPU memory is shared with everything else on the machine: the pool is modes
 are not touched before a block is used.
 """
 
+import ctypes
 from pathlib import Path
 from typing import Final
 
@@ -95,3 +96,10 @@ def _host_memory() -> tuple[int, int]:
         if limit < total:
             available, total = min(available, limit - used), limit
     return available, total
+
+
+def give_back_freed_host_memory() -> None:
+    """Has the C library, where it can (glibc), return what was freed to the system: much of what a start has used."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -29,6 +29,7 @@ from anaphora.memory import (
     device_memory_bytes,
     free_cpu_bytes,
     free_cuda_bytes,
+    give_back_freed_host_memory,
     reset_cuda_peak,
 )
 from anaphora.parallel import ParallelGroup
@@ -211,6 +212,7 @@ class Worker:
                 self._configured.slots.clear()
         except torch.OutOfMemoryError as error:
             raise PoolSizeError(f"a KV cache of {num_blocks} blocks does not fit in memory: {error}") from error
+        give_back_freed_host_memory()
         self._progress.phase("size_kv_cache", 1, 1)
         return num_blocks
 
