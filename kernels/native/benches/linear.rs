@@ -42,7 +42,7 @@ fn bench(criterion: &mut Criterion) {
         });
     });
     drop(memory);
-    for format in [Format::F32, Format::Bf16, Format::Q8, Format::Q4Min] {
+    for format in [Format::F32, Format::Bf16, Format::Int16, Format::Q8, Format::Q4Min] {
         for num_rows in [1, 4, 8, 32, 512] {
             let copies = if num_rows < 512 { COPIES } else { 1 };
             let weights = weights(format, copies, &pool);

@@ -225,10 +225,16 @@ unsafe fn quantise_strip<I: Isa, const HALVES: usize>(
     }
 }
 
+/// The nearest integer, to even in the middle, of what is no larger than 2^22; in loops that the compiler turns into vectors.
+#[inline(always)]
+pub(super) fn nearest(x: f32) -> i32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed()
+}
+
 /// Writes the quants of a block; returns its scale, and the sums of the quants of its halves.
 #[inline(always)]
 pub(super) fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, [i32; 2]) {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
     let mut largest = [0.0f32; LANES];
     for half in block.as_chunks::<LANES>().0 {
         for lane in 0..LANES {
@@ -248,7 +254,7 @@ pub(super) fn quantise(block: &[f32; BLOCK], quants: &mut [i8; BLOCK]) -> (f32, 
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     let mut rounded = [0i32; BLOCK];
     for (to, value) in rounded.iter_mut().zip(block) {
-        *to = ((value * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits())).cast_signed();
+        *to = nearest(value * inverse);
     }
     for (to, value) in quants.iter_mut().zip(rounded) {
         *to = value as i8;

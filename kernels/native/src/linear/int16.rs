@@ -8,7 +8,7 @@
 
 use super::{
     PANEL,
-    activations::Int16,
+    activations::{Int16, nearest},
     fast::{Emit, Span},
     isa::{Isa, on_isa},
     memory::Line,
@@ -40,10 +40,9 @@ pub(super) fn unit(values: &[f32; STRETCH]) -> f32 {
 /// `values / unit`, rounded.
 #[inline(always)]
 pub(super) fn round(values: &[f32; STRETCH], unit: f32) -> [i16; STRETCH] {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
     let (mut rounded, scale) = ([0; STRETCH], 1.0 / unit);
     for (to, value) in rounded.iter_mut().zip(values) {
-        *to = (value * scale + ROUND).to_bits() as i16;
+        *to = nearest(value * scale) as i16;
     }
     rounded
 }

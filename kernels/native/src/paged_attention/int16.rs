@@ -52,7 +52,7 @@ impl Products for Int16 {
     unsafe fn query(query: *mut u8, head_dim: usize) -> f32 {
         let mut squares = _mm512_setzero_ps();
         for step in 0..head_dim / STEP {
-            squares = add_squares(squares, _mm512_loadu_si512(query.add(step * ROW_BYTES).cast()));
+            squares = add_squares(squares, query.add(step * ROW_BYTES));
         }
         let length = at_least(_mm512_reduce_add_ps(squares).sqrt());
         for step in 0..head_dim / STEP {
@@ -72,8 +72,8 @@ impl Products for Int16 {
             };
             let mut squares = [_mm512_setzero_ps(); 2];
             for line in (0..lines).step_by(2) {
-                squares[0] = add_squares(squares[0], _mm512_loadu_si512(at(line).cast()));
-                squares[1] = add_squares(squares[1], _mm512_loadu_si512(at(line + 1).cast()));
+                squares[0] = add_squares(squares[0], at(line));
+                squares[1] = add_squares(squares[1], at(line + 1));
             }
             let lengths = _mm512_sqrt_ps(_mm512_add_ps(squares[0], squares[1]));
             let lengths = _mm512_max_ps(_mm512_set1_ps(LEAST), lengths);
@@ -191,25 +191,18 @@ fn at_least(length: f32) -> f32 {
     if length < LEAST { LEAST } else { length }
 }
 
-/// The first and the second of each pair of bf16, as floats.
 #[inline(always)]
-unsafe fn widen(pairs: __m512i) -> [__m512; 2] {
-    let upper = _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed());
-    [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(_mm512_and_si512(pairs, upper))]
-}
-
-#[inline(always)]
-unsafe fn add_squares(sum: __m512, pairs: __m512i) -> __m512 {
-    let [first, second] = widen(pairs);
-    _mm512_fmadd_ps(second, second, _mm512_fmadd_ps(first, first, sum))
+unsafe fn add_squares(sum: __m512, pairs: *const u8) -> __m512 {
+    let (first, second) = Avx512::load(pairs.cast()).halves();
+    _mm512_fmadd_ps(second.0, second.0, _mm512_fmadd_ps(first.0, first.0, sum))
 }
 
 /// Makes integers of 16 pairs of bf16.
 #[inline(always)]
 unsafe fn to_integers(pairs: *mut u8, scale: __m512) {
     const SECOND: u32 = 0xAAAA_AAAA;
-    let [first, second] = widen(_mm512_loadu_si512(pairs.cast_const().cast()));
-    let first = _mm512_cvtps_epi32(_mm512_mul_ps(first, scale));
-    let second = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(_mm512_mul_ps(second, scale)));
+    let (first, second) = Avx512::load(pairs.cast_const().cast()).halves();
+    let first = _mm512_cvtps_epi32(_mm512_mul_ps(first.0, scale));
+    let second = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(_mm512_mul_ps(second.0, scale)));
     _mm512_storeu_si512(pairs.cast(), _mm512_mask_blend_epi16(SECOND, first, second));
 }
