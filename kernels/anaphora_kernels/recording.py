@@ -4,8 +4,9 @@ Launching some hundred kernels from Python takes longer than a small step comput
 RECORDED_TOKENS tokens, and its native kernels are written down with the addresses of what they read and wrote
 (`_native.Program`). From then on the program runs them on the same memory, for any number of tokens that it holds:
 
-    record  launch() on the first tokens of its inputs   -> kernels, addresses, rows per token
-    run     n tokens, where the recorded ones were       -> the same kernels, on n tokens
+    record        launch() on the first tokens of its inputs   -> kernels, addresses, rows per token
+    run           n tokens, where the recorded ones were       -> the same kernels, on n tokens
+    run_selected  s of those                                   -> the kernels behind `select_rows`, on s tokens
 
 What a kernel computes into comes from `empty`: fresh memory as a rule, and while a pass is recorded memory that stays.
 Anything that torch itself computes would be missing from the program, and is refused.
@@ -14,6 +15,7 @@ Anything that torch itself computes would be missing from the program, and is re
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from typing import Any, Final, Generic, TypeVar
 
@@ -42,24 +44,62 @@ class Recording(Generic[Result]):
 
         Raises NotRecordableError.
         """
+        self._max_tokens = max_tokens
         self._arena = _Arena(max_tokens)
-        self._program = _native.Program(RECORDED_TOKENS, max_tokens)
-        token = _ARENA.set(self._arena)
+        self._program, self._program_of_selected = (_native.Program(RECORDED_TOKENS, max_tokens) for _ in range(2))
+        self._selections: list[tuple[Tensor, Tensor]] = []  # sources and destinations
+        token = _RECORDING.set(self)
         try:
-            with _NativeKernelsOnly(), self._program:  # type: ignore[no-untyped-call]
+            with _NativeKernelsOnly(), ExitStack() as self._recording:  # type: ignore[no-untyped-call]
+                self._recording.enter_context(self._program)
                 self.result = launch()  # in memory that every run writes anew
         finally:
-            _ARENA.reset(token)
+            _RECORDING.reset(token)
 
     def run(self, num_tokens: int, plans: Sequence[_native.AttentionPlan]) -> None:
-        """The pass on `num_tokens` tokens; `plans` of their attention, in the order in which the recording met them."""
+        """The pass on `num_tokens` tokens, up to `select_rows` if it has such a place.
+
+        `plans` of their attention, in the order in which the recording met them.
+        """
         self._program.run(num_tokens, list(plans))
+
+    def run_selected(self, indices: Tensor, plans: Sequence[_native.AttentionPlan]) -> None:
+        """What comes after `select_rows`, for the tokens `indices` [s] int64 of the last run; `plans` of them."""
+        for source, destination in self._selections:
+            destination[: len(indices)] = source.index_select(0, indices)
+        self._program_of_selected.run(len(indices), list(plans))
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """See the module's."""
+        return self._arena.empty(shape, dtype)
+
+    def select_rows(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """See the module's: here the first program ends and the second begins, in memory of its own."""
+        if self._selections:
+            raise NotRecordableError("a pass selects rows once")
+        self._recording.close()
+        self._recording.enter_context(self._program_of_selected)
+        selected = [self.empty(tensor.shape, tensor.dtype) for tensor in tensors]
+        self._selections = [(self._whole(a), self._whole(b)) for a, b in zip(tensors, selected, strict=True)]
+        return selected
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """The memory that the first tokens were taken of."""
+        return tensor.as_strided((self._max_tokens, *tensor.shape[1:]), tensor.stride())
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Memory for what a kernel computes: [rows, ...], contiguous, not filled."""
-    arena = _ARENA.get()
-    return torch.empty(shape, dtype=dtype) if arena is None else arena.empty(shape, dtype)
+    recording = _RECORDING.get()
+    return torch.empty(shape, dtype=dtype) if recording is None else recording.empty(shape, dtype)
+
+
+def select_rows(tensors: Sequence[Tensor], indices: Tensor) -> list[Tensor]:
+    """Rows `indices` [s] int64 of each tensor [rows, ...]: a pass goes on with those alone."""
+    recording = _RECORDING.get()
+    if recording is None:
+        return [tensor.index_select(0, indices) for tensor in tensors]
+    return recording.select_rows(tensors)
 
 
 class _Arena:
@@ -98,4 +138,4 @@ class _NativeKernelsOnly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-_ARENA: ContextVar[_Arena | None] = ContextVar("arena", default=None)
+_RECORDING: ContextVar[Recording[Any] | None] = ContextVar("recording", default=None)

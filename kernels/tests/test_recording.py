@@ -4,7 +4,7 @@ import anaphora_kernels
 import pytest
 import torch
 from anaphora_kernels.linear.cpu import PackedWeight
-from anaphora_kernels.recording import RECORDED_TOKENS, NotRecordableError, Recording
+from anaphora_kernels.recording import RECORDED_TOKENS, NotRecordableError, Recording, select_rows
 from torch import Tensor
 
 HIDDEN, INTERMEDIATE, MAX_TOKENS = 64, 96, 37
@@ -57,6 +57,32 @@ def test_memory_is_used_again() -> None:
 
     Recording(launch, MAX_TOKENS)
     assert len(seen) == 2, "a result's memory is free once the next kernel has read it"
+
+
+def test_a_pass_goes_on_with_selected_tokens() -> None:
+    mlp = Mlp()
+    x, residual = torch.zeros(MAX_TOKENS, HIDDEN), torch.zeros(MAX_TOKENS, HIDDEN)
+
+    def launch(x: Tensor, residual: Tensor, indices: Tensor) -> Tensor:
+        return mlp(*select_rows((mlp(x, residual), residual), indices))
+
+    selected = torch.arange(RECORDED_TOKENS)
+    recording = Recording(lambda: launch(x[:RECORDED_TOKENS], residual[:RECORDED_TOKENS], selected), MAX_TOKENS)
+    result = recording.result.as_strided((MAX_TOKENS, HIDDEN), (HIDDEN, 1))
+    for num_tokens, indices in ((1, [0]), (5, [4]), (16, [3, 0, 15]), (MAX_TOKENS, list(range(MAX_TOKENS)))):
+        selected = torch.tensor(indices)
+        x[:num_tokens], residual[:num_tokens] = torch.randn(num_tokens, HIDDEN), torch.randn(num_tokens, HIDDEN)
+        want = launch(x[:num_tokens].clone(), residual[:num_tokens].clone(), selected)
+        recording.run(num_tokens, [])
+        recording.run_selected(selected, [])
+        assert torch.equal(result[: len(indices)], want), f"{indices} of {num_tokens} tokens"
+
+
+def test_tokens_are_selected_once() -> None:
+    x = torch.zeros(RECORDED_TOKENS, HIDDEN)
+    indices = torch.arange(RECORDED_TOKENS)
+    with pytest.raises(NotRecordableError, match="once"):
+        Recording(lambda: select_rows(select_rows((x,), indices), indices), RECORDED_TOKENS)
 
 
 def test_what_torch_computes_is_refused() -> None:

@@ -24,7 +24,7 @@ from anaphora_kernels import AttentionMetadata, SharedPrefixes
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anaphora.context import ForwardContext
+from anaphora.context import ForwardContext, SampledTokens
 from anaphora.errors import InvalidStepError
 from anaphora.staging import upload
 from anaphora.wire import BlockTableDelta, Limits, Step, U32Array
@@ -99,11 +99,16 @@ class HostLengths:
     queries: tuple[int, ...]  # [R]
     contexts: tuple[int, ...]  # [R]
     is_captured: bool = False
+    # [S] contexts of the sampled tokens; None: not to be told from the others, hidden states are computed of all T
+    sampled: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, layout: Layout) -> "HostLengths":
         """The lengths themselves."""
-        return cls(tuple(layout.query_lengths.tolist()), tuple(layout.context_lengths.tolist()))
+        sampled = layout.positions[layout.sample_indices] + 1
+        lengths = layout.query_lengths, layout.context_lengths, sampled
+        queries, contexts, sampled_contexts = (tuple(array.tolist()) for array in lengths)
+        return cls(queries, contexts, sampled=sampled_contexts)
 
 
 class Slots:
@@ -242,7 +247,7 @@ class Slots:
         token_ids = torch.where(inputs.continues, self.last_tokens[inputs.token_slots], inputs.tokens)
         longest = max(lengths.contexts)
         attention = AttentionMetadata(
-            block_tables=self.block_tables[:, : -(-longest // self.limits.block_size)].index_select(0, inputs.slots),
+            block_tables=self._block_tables(inputs.slots, longest),
             query_starts=inputs.query_starts,
             context_lengths=inputs.context_lengths,
             host_query_lengths=lengths.queries,
@@ -253,7 +258,32 @@ class Slots:
             is_captured=lengths.is_captured,
             shared_prefixes=inputs.shared_prefixes,
         )
-        return token_ids, ForwardContext(attention, inputs.kv_indices, self._attention_backend)
+        sampled = self._sampled_tokens(inputs, lengths)
+        return token_ids, ForwardContext(attention, inputs.kv_indices, self._attention_backend, sampled)
+
+    def _sampled_tokens(self, inputs: Inputs, lengths: HostLengths) -> SampledTokens | None:
+        contexts = lengths.sampled
+        if contexts is None or len(contexts) == len(inputs.tokens):
+            return None
+        indices, slots = inputs.sample_indices, inputs.sample_slots
+        if not contexts:  # one at least: kernels want no empty tensors
+            indices, slots, contexts = inputs.query_starts[-1:].long() - 1, inputs.slots[-1:], lengths.contexts[-1:]
+        longest = max(contexts)
+        attention = AttentionMetadata(
+            block_tables=self._block_tables(slots, longest),
+            query_starts=torch.arange(len(contexts) + 1, dtype=torch.int32, device=self.device),
+            context_lengths=inputs.positions.index_select(0, indices).int() + 1,
+            host_query_lengths=(1,) * len(contexts),
+            host_context_lengths=contexts,
+            num_queries=len(contexts),
+            max_query_length=1,
+            max_context_length=longest,
+        )
+        return SampledTokens(indices, attention)
+
+    def _block_tables(self, slots: Tensor, longest: int) -> Tensor:
+        """Of so many slots, [n, blocks of the longest context]."""
+        return self.block_tables[:, : -(-longest // self.limits.block_size)].index_select(0, slots)
 
     def remember(self, slots: Tensor, tokens: Tensor) -> None:
         """`tokens` [S] int64 are what the slots [S] int64 continue with."""

@@ -1,5 +1,7 @@
 """The forward pass of a worker on a CPU as one call: see `anaphora_kernels.recording`."""
 
+from dataclasses import replace
+
 import torch
 from anaphora_kernels import AttentionMetadata
 from anaphora_kernels.paged_attention.cpu import plan_for
@@ -7,7 +9,7 @@ from anaphora_kernels.recording import RECORDED_TOKENS, NotRecordableError, Reco
 from torch import Tensor
 
 from anaphora.batch import HostLengths, Inputs, Layout, Slots
-from anaphora.context import ForwardContext
+from anaphora.context import ForwardContext, SampledTokens
 from anaphora.kv_cache import KvCache
 from anaphora.models import CausalLM
 
@@ -30,14 +32,15 @@ class RecordedPass:
             [1] * RECORDED_TOKENS,
             [1] * RECORDED_TOKENS,
         )
-        context = ForwardContext(attention, self._kv_indices[:RECORDED_TOKENS])
+        sampled = SampledTokens(torch.arange(RECORDED_TOKENS), replace(attention, plans={}))
+        context = ForwardContext(attention, self._kv_indices[:RECORDED_TOKENS], sampled=sampled)
 
         def launch() -> Tensor:
             first = [(cos[:RECORDED_TOKENS], sin[:RECORDED_TOKENS]) for cos, sin in self._angles]
             return model.forward(self._tokens[:RECORDED_TOKENS], first, context, kv_cache)
 
         self._recording = Recording(launch, max_tokens)
-        self._plans = list(attention.plans)
+        self._plans, self._sampled_plans = list(attention.plans), list(sampled.attention.plans)
         hidden = self._recording.result
         self._hidden = hidden.as_strided((max_tokens, hidden.shape[1]), hidden.stride())
 
@@ -59,4 +62,9 @@ class RecordedPass:
             for part, values in zip(to, angles, strict=True):
                 part[:num_tokens] = values
         self._recording.run(num_tokens, [plan_for(context.attention, key) for key in self._plans])
-        return self._hidden.index_select(0, inputs.sample_indices)
+        num_sampled = len(inputs.sample_indices)
+        if num_sampled > 0:
+            attention = context.sampled.attention if context.sampled else context.attention
+            plans = [plan_for(attention, key) for key in self._sampled_plans]
+            self._recording.run_selected(inputs.sample_indices, plans)
+        return self._hidden[:num_sampled]

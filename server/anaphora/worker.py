@@ -183,7 +183,7 @@ class Worker:
         token_ids, context = slots.resolve(inputs, lengths)
         model = self.loaded.model
         hidden = model.forward(token_ids, model.angles(inputs.positions), context, kv_cache)
-        return hidden.index_select(0, inputs.sample_indices)
+        return hidden.index_select(0, inputs.sample_indices) if lengths.sampled is None else hidden
 
     # === configure ===
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
-from anaphora.context import ForwardContext
+from anaphora.context import ForwardContext, SampledTokens
 from anaphora.kv_cache import KvCache
 from anaphora.models import CausalLM
 from anaphora_kernels import AttentionMetadata, kv_indices
@@ -49,11 +49,14 @@ class Driver:
         context = ForwardContext(
             attention=AttentionMetadata.build(tables, counts, contexts),
             kv_indices=kv_indices(tables, token_rows, positions, BLOCK_SIZE),
+            sampled=SampledTokens(
+                torch.tensor(counts).cumsum(0) - 1, AttentionMetadata.build(tables, [1] * len(batch), contexts)
+            )
+            if ends_only
+            else None,
         )
         tokens = torch.tensor([token for _, tokens in batch for token in tokens])
         hidden = self.model.forward(tokens, self.model.angles(positions), context, self.cache)
-        if ends_only:
-            hidden = hidden[torch.tensor(counts).cumsum(0) - 1]
         return self.model.compute_logits(hidden).float()
 
     def prompt_logits(self, prompt: list[int], chunk: int) -> Tensor:

@@ -68,6 +68,25 @@ def test_the_picture_of_the_module() -> None:
     assert context.kv_indices.tolist() == [28, 29, 30, 31, 28 * 4 + 1, 76, 77, 78]
     assert layout.sample_indices.tolist() == [4, 7]
     assert layout.sample_slots.tolist() == [0, 4]
+    assert context.sampled is not None
+    assert context.sampled.indices.tolist() == [4, 7]
+    attention = context.sampled.attention
+    assert attention.query_starts.tolist() == [0, 1, 2]
+    assert attention.context_lengths.tolist() == [6, 3]
+    assert attention.host_context_lengths == (6, 3)
+    assert attention.block_tables.tolist() == [[29, 28], [19, 18]]
+
+
+def test_sampled_tokens_are_told_apart_only_where_there_are_others() -> None:
+    slots = make_slots()
+    sample_everywhere(slots)
+    _, context = resolve(slots, slots.lay_out(make_step([(2, 8, [11], True), (0, 5, None, True)])))
+    assert context.sampled is None, "all are sampled"
+    _, context = resolve(slots, slots.lay_out(make_step([(2, 8, [11, 12], False), (0, 4, [13, 14], False)])))
+    assert context.sampled is not None, "none is sampled: the last stands for it"
+    assert context.sampled.indices.tolist() == [3]
+    assert context.sampled.attention.context_lengths.tolist() == [6]
+    assert context.sampled.attention.block_tables.tolist() == [[29, 28]]
 
 
 def test_a_slot_continues_with_what_it_sampled_last() -> None:

@@ -26,7 +26,7 @@ MODELS = {
 
 
 class CausalLM(Protocol):
-    """What the worker and the loader ask of a model. `T` tokens in a step, rows one after another."""
+    """What the worker and the loader ask of a model. T tokens in a step, rows one after another, S sampled."""
 
     def __init__(self, config: ModelConfig, placement: Placement) -> None:
         """Memory for this rank's share of the parameters, not initialised."""
@@ -37,7 +37,10 @@ class CausalLM(Protocol):
         ...
 
     def forward(self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens [T] int64, and `angles` of their positions -> hidden states [T, hidden]; writes the KV cache."""
+        """Tokens [T] int64, and `angles` of their positions -> hidden states [S, hidden]; writes the KV cache.
+
+        S = T without `context.sampled`.
+        """
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

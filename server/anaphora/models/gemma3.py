@@ -39,12 +39,13 @@ class Gemma3Layer(LlamaLayer):
         angles: Angles,
         context: ForwardContext,
         layer_cache: LayerCache,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """See LlamaLayer."""
-        delta = self.self_attn(self.input_layernorm(delta, residual), angles, context, layer_cache)
+        x = self.input_layernorm(delta, residual)
+        delta, residual = self.self_attn(x, residual, angles, context, layer_cache)
         delta = self.post_attention_layernorm(delta)
         delta = self.mlp(self.pre_feedforward_layernorm(delta, residual))
-        return self.post_feedforward_layernorm(delta)
+        return self.post_feedforward_layernorm(delta), residual
 
     def parts(self, prefix: str) -> dict[str, Part]:
         """The checkpoint's names under `prefix`."""
@@ -73,11 +74,11 @@ class Gemma3ForCausalLM(LlamaForCausalLM):
         return [self.rotary(positions, self.dtype), self.local_rotary(positions, self.dtype)]
 
     def forward(self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [T, hidden]; writes the KV cache."""
+        """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [S, hidden]; writes the KV cache."""
         delta, residual = None, self.embed_tokens(tokens) * self.embedding_scale
         for index, (layer, window) in enumerate(zip(self.layers, self.config.windows, strict=True)):
             layer_angles = angles[0 if window is None else 1]
-            delta = layer(delta, residual, layer_angles, context, kv_cache.layer(index))
+            delta, residual = layer(delta, residual, layer_angles, context, kv_cache.layer(index))
         return self.norm(delta, residual)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ https://arxiv.org/abs/2310.06825 (Mistral).
     per layer:  residual += delta;  delta = attention(norm(residual));  residual += delta;  delta = mlp(norm(residual))
     hidden = norm(residual + delta),  logits = head(hidden)
 
-`residual` is one tensor that the norms add to in place; what a block computes is handed on as `delta`.
+`residual` is one tensor that the norms add to in place; what a block computes is handed on as `delta`. The last layer
+stores the keys and values of all tokens, and computes the rest for those alone whose hidden states are wanted.
 Where architectures differ by a switch or a size, `ModelConfig` says so. Equal to transformers' `LlamaForCausalLM` and
 `MistralForCausalLM`, which is what the tests compare with.
 """
@@ -49,14 +50,21 @@ class LlamaAttention:
         self.attention = Attention(
             config.attention_scale, sliding_window=config.windows[index], soft_cap=config.attention_soft_cap
         )
+        self.is_last = index == config.num_layers - 1
 
-    def __call__(self, x: Tensor, angles: Angles, context: ForwardContext, layer_cache: LayerCache) -> Tensor:
-        """[T, hidden] -> [T, hidden]."""
+    def __call__(
+        self, x: Tensor, residual: Tensor, angles: Angles, context: ForwardContext, layer_cache: LayerCache
+    ) -> tuple[Tensor, Tensor]:
+        """What is to be added, and to what: [T, hidden] each; in the last layer of the sampled tokens alone."""
         query, key, value = self.qkv_proj.split(self.qkv_proj(x))
         if self.head_norms:
             self.head_norms["q_norm"].normalise(query)
             self.head_norms["k_norm"].normalise(key)
-        return self.o_proj(self.attention(query, key, value, angles, context, layer_cache))
+        self.attention.store(query, key, value, angles, context, layer_cache)
+        attention = context.attention
+        if self.is_last:
+            query, residual, attention = context.select(query, residual)
+        return self.o_proj(self.attention.attend(query, attention, context, layer_cache)), residual
 
     def parts(self, prefix: str) -> dict[str, Part]:
         """The checkpoint's names under `prefix`."""
@@ -103,10 +111,11 @@ class LlamaLayer:
         angles: Angles,
         context: ForwardContext,
         layer_cache: LayerCache,
-    ) -> Tensor:
-        """What the MLP has computed, for the next layer to add: [T, hidden]."""
-        delta = self.self_attn(self.input_layernorm(delta, residual), angles, context, layer_cache)
-        return self.mlp(self.post_attention_layernorm(delta, residual))
+    ) -> tuple[Tensor, Tensor]:
+        """What the MLP has computed, and `residual` for the next layer to add it to; see LlamaAttention."""
+        x = self.input_layernorm(delta, residual)
+        delta, residual = self.self_attn(x, residual, angles, context, layer_cache)
+        return self.mlp(self.post_attention_layernorm(delta, residual)), residual
 
     def parts(self, prefix: str) -> dict[str, Part]:
         """The checkpoint's names under `prefix`."""
@@ -141,10 +150,10 @@ class LlamaForCausalLM:
         return [self.rotary(positions, self.dtype)]
 
     def forward(self, tokens: Tensor, angles: Sequence[Angles], context: ForwardContext, kv_cache: KvCache) -> Tensor:
-        """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [T, hidden]; writes the KV cache."""
+        """Tokens [T] int64, and `angles` of theirs -> normalised hidden states [S, hidden]; writes the KV cache."""
         delta, residual = None, self.embed_tokens(tokens)
         for index, layer in enumerate(self.layers):
-            delta = layer(delta, residual, angles[0], context, kv_cache.layer(index))
+            delta, residual = layer(delta, residual, angles[0], context, kv_cache.layer(index))
         return self.norm(delta, residual)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
