@@ -171,6 +171,15 @@ fn a_long_decode_is_split_and_joined() {
     check(&Case { sinks: true, ..plain(vec![(1, 4097), (2, 3000)]) });
 }
 
+#[test]
+fn few_queries_over_many_keys_are_computed_for_all_heads_together() {
+    check(&plain(vec![(9, 1500)]));
+    check(&plain(vec![(5, 1031), (7, 20)]));
+    check(&Case { num_kv_heads: 3, group: 1, head_dim: 32, sinks: true, ..plain(vec![(23, 1203)]) });
+    check(&Case { head_dim: 20, soft_cap: Some(9.0), ..plain(vec![(11, 1100)]) });
+    check(&Case { sliding_window: Some(1100), block_size: 8, ..plain(vec![(6, 1400)]) });
+}
+
 /// The first token sees a value of 0 alone, and those after it must not leave even a rounding: norms may blow that up.
 fn check_that_nothing_masked_is_left<T: Element>(level: Level) {
     const LENGTH: usize = 80;

@@ -12,7 +12,7 @@
 #![expect(unsafe_code, reason = "inner loops over memory that was checked beforehand")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every operation here is one")]
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 use super::{
     fast::{Scratch, Sight, State, Work, padded},
@@ -38,7 +38,7 @@ pub(super) fn fits<Q: Element, K: Element>(head_dim: usize) -> bool {
     Q::IS_HALF && K::IS_HALF && head_dim.is_multiple_of(STEP)
 }
 
-/// Computes an item of one key-value head.
+/// Computes an item.
 ///
 /// # Safety
 /// The call's elements and heads fit; the machine has what `P` needs, and the caller is compiled for it.
@@ -48,83 +48,122 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     item: &Item,
     scratch: &mut Scratch,
 ) {
-    let (kv_head, head_dim) = (item.kv_heads.start, work.call.heads.head_dim);
+    let head_dim = work.call.heads.head_dim;
     debug_assert_eq!(padded::<K>(head_dim), head_dim);
     let num_vectors = item.num_vectors.next_multiple_of(ROWS);
+    let total_vectors = item.kv_heads.len() * num_vectors;
     let [query, weighted, totals, references, keys, values, scores, weights, query_units, units] = scratch
         .split([
-            num_vectors * head_dim / 2,
-            num_vectors * head_dim,
-            num_vectors * LANES,
-            num_vectors,
+            total_vectors * head_dim / 2,
+            total_vectors * head_dim,
+            total_vectors * LANES,
+            total_vectors,
             KEY_TILE * head_dim / 2,
             KEY_TILE * head_dim / 2,
             2 * ROWS * KEY_TILE,
             ROWS * KEY_TILE / 2,
-            num_vectors,
+            total_vectors,
             NUM_UNITS,
         ]);
-    let state = State { weighted, totals, references };
+    let all = State { weighted, totals, references };
     let tile = Tile::new([keys, values, weights], units, head_dim);
     let query: *mut u8 = query.cast();
     let mut sights = Vec::with_capacity(num_vectors);
     let mut blocks = Vec::with_capacity(num_vectors / ROWS);
-    let mut cells = [0; KEY_TILE];
+    let mut next_cells = [0; KEY_TILE];
     let row = work.members(item)[0].row;
-    state.clear(num_vectors, head_dim);
-    work.each_vector(item, kv_head, |vector, from, sight| {
-        let into = query.add(vector * head_dim * 2);
-        into.copy_from_nonoverlapping(work.call.query.as_ptr().add(from).cast(), head_dim * 2);
-        sights.push(sight);
-    });
-    // The surplus computes what the last vector does, on zeros.
-    query
-        .add(item.num_vectors * head_dim * 2)
-        .write_bytes(0, (num_vectors - item.num_vectors) * head_dim * 2);
+    all.clear(total_vectors, head_dim);
+    for (index, kv_head) in item.kv_heads.clone().enumerate() {
+        let query = query.add(index * num_vectors * head_dim * 2);
+        sights.clear();
+        work.each_vector(item, kv_head, |vector, from, sight| {
+            let into = query.add(vector * head_dim * 2);
+            into.copy_from_nonoverlapping(work.call.query.as_ptr().add(from).cast(), head_dim * 2);
+            sights.push(sight);
+        });
+        // The surplus computes what the last vector does, on zeros.
+        query
+            .add(item.num_vectors * head_dim * 2)
+            .write_bytes(0, (num_vectors - item.num_vectors) * head_dim * 2);
+    }
     sights.resize(num_vectors, sights[item.num_vectors - 1]);
-    for vector in 0..num_vectors {
+    for vector in 0..total_vectors {
         query_units.add(vector).write(P::query(query.add(vector * head_dim * 2), head_dim));
     }
 
     let _ready = P::begin();
+    let (key_cache, value_cache) = (work.call.key_cache.as_ptr(), work.call.value_cache.as_ptr());
+    let range_from = |begin: usize| begin..(begin + KEY_TILE).min(item.keys.end);
+    // Where the heads of each key of a tile begin.
+    let find = |range: Range<usize>, cells: &mut [usize; KEY_TILE]| {
+        work.batch.cells(row, range, cells);
+        for cell in cells {
+            *cell = (*cell * work.call.heads.num_kv_heads + item.kv_heads.start) * head_dim;
+        }
+    };
+    find(range_from(item.keys.start), &mut next_cells);
     for begin in item.keys.clone().step_by(KEY_TILE) {
-        let range = begin..(begin + KEY_TILE).min(item.keys.end);
-        work.batch.cells(row, range.clone(), &mut cells);
-        let at = |cell: usize| (cell * work.call.heads.num_kv_heads + kv_head) * head_dim;
-        pack_keys(|key| work.call.key_cache.as_ptr().add(at(cells[key])).cast(), keys, head_dim);
-        pack_values(|key| work.call.value_cache.as_ptr().add(at(cells[key])).cast(), values, head_dim);
-        P::keys_and_values(&tile);
+        let range = range_from(begin);
+        let cells = next_cells;
+        let mut ahead: &[usize] = &[];
+        if range.end < item.keys.end {
+            find(range_from(range.end), &mut next_cells);
+            ahead = &next_cells;
+        }
         let sees = |sight: &Sight| sight.end > range.start && sight.start < range.end;
         blocks.clear();
         blocks.extend(
             (0..num_vectors).step_by(ROWS).filter(|&first| sights[first..first + ROWS].iter().any(sees)),
         );
-        let scores = |index: usize| scores.add(index % 2 * ROWS * KEY_TILE);
-        if let Some(first) = blocks.first() {
-            P::scores(&tile, query.add(first * head_dim * 2), scores(0));
-        }
-        for (index, &first) in blocks.iter().enumerate() {
-            if let Some(next) = blocks.get(index + 1) {
-                P::scores(&tile, query.add(next * head_dim * 2), scores(index + 1));
+        // The next tile is asked for little by little: blocks lie anywhere, so that the processor cannot foresee it.
+        let num_ahead = KEY_TILE.div_ceil((item.kv_heads.len() * blocks.len() * ROWS).max(1));
+        for index in 0..item.kv_heads.len() {
+            let state = all.skip(index * num_vectors, head_dim);
+            let query = query.add(index * num_vectors * head_dim * 2);
+            let query_units = query_units.add(index * num_vectors);
+            let at = |cell: usize| cells[cell] + index * head_dim;
+            pack_keys(|key| key_cache.add(at(key)).cast(), keys, head_dim);
+            pack_values(|key| value_cache.add(at(key)).cast(), values, head_dim);
+            P::keys_and_values(&tile);
+            let scores = |index: usize| scores.add(index % 2 * ROWS * KEY_TILE);
+            if let Some(first) = blocks.first() {
+                P::scores(&tile, query.add(first * head_dim * 2), scores(0));
             }
-            let sights = &sights[first..first + ROWS];
-            let is_partial = |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
-            let adjusts =
-                range.len() < KEY_TILE || work.call.soft_cap.is_some() || sights.iter().any(is_partial);
-            for (vector, &sight) in sights.iter().enumerate() {
-                let (scores, unit) = (scores(index).add(vector * KEY_TILE), *query_units.add(first + vector));
-                if adjusts {
-                    work.adjust::<Avx512>(scores, unit, sight, &range);
+            for (index, &first) in blocks.iter().enumerate() {
+                if let Some(next) = blocks.get(index + 1) {
+                    P::scores(&tile, query.add(next * head_dim * 2), scores(index + 1));
                 }
-                let factor = work.factor(unit);
-                let exponents = state.exponents::<Avx512>(first + vector, scores, factor, head_dim);
-                P::weights(&tile, vector, exponents, state.totals.add((first + vector) * LANES), scores);
+                let sights = &sights[first..first + ROWS];
+                let is_partial =
+                    |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
+                let adjusts =
+                    range.len() < KEY_TILE || work.call.soft_cap.is_some() || sights.iter().any(is_partial);
+                for (vector, &sight) in sights.iter().enumerate() {
+                    let (now, later) = ahead.split_at(num_ahead.min(ahead.len()));
+                    ahead = later;
+                    for cell in now {
+                        for element in (0..item.kv_heads.len() * head_dim).step_by(STEP) {
+                            Avx512::prefetch(key_cache.add(cell + element).cast());
+                            Avx512::prefetch(value_cache.add(cell + element).cast());
+                        }
+                    }
+                    let (scores, unit) =
+                        (scores(index).add(vector * KEY_TILE), *query_units.add(first + vector));
+                    if adjusts {
+                        work.adjust::<Avx512>(scores, unit, sight, &range);
+                    }
+                    let factor = work.factor(unit);
+                    let exponents = state.exponents::<Avx512>(first + vector, scores, factor, head_dim);
+                    P::weights(&tile, vector, exponents, state.totals.add((first + vector) * LANES), scores);
+                }
+                P::round(&tile, scores(index));
+                P::accumulate(&tile, state.weighted.add(first * head_dim));
             }
-            P::round(&tile, scores(index));
-            P::accumulate(&tile, weighted.add(first * head_dim));
         }
     }
-    work.finish::<Avx512>(item, kv_head, &state);
+    for (index, kv_head) in item.kv_heads.clone().enumerate() {
+        work.finish::<Avx512>(item, kv_head, &all.skip(index * num_vectors, head_dim));
+    }
 }
 
 /// `2^x`, to 8e-5; 0 far below.

@@ -18,6 +18,11 @@ const QUERY_TILE: usize = 192;
 const LONG_QUERY_TILE: usize = 768;
 /// Elements of these vectors, at most: what an item keeps of them should stay in a core's own cache.
 const QUERY_ELEMENTS: usize = 48 << 10;
+/// An item is of all key-value heads, so that memory is read as it is laid out, if its queries have at most so many
+/// elements: others compute longer than they read…
+const NARROW_ELEMENTS: usize = 16 << 10;
+/// …and if there are so many keys, which can be divided among threads as well as heads can.
+const NARROW_KEYS: usize = 1024;
 /// Keys taken at a time.
 pub(super) const KEY_TILE: usize = 64;
 /// Up to so many query vectors per key-value head, keys are read where they lie instead of packed.
@@ -116,7 +121,9 @@ impl Plan {
     ) {
         let group = heads.group();
         let num_vectors = num_vectors(&segment.members, group);
-        let per_item = if num_vectors <= STREAM_VECTORS { heads.num_kv_heads } else { 1 };
+        let num_elements = num_vectors * heads.num_kv_heads * heads.head_dim;
+        let is_narrow = num_elements <= NARROW_ELEMENTS && segment.keys.len() >= NARROW_KEYS;
+        let per_item = if num_vectors <= STREAM_VECTORS || is_narrow { heads.num_kv_heads } else { 1 };
         let cost = (num_vectors + KEY_COST) * segment.keys.len() * per_item;
         let num_splits = if may_split { (cost + target / 2) / target } else { 1 };
         let num_splits = num_splits.clamp(1, segment.keys.len().div_ceil(KEY_TILE).max(1));

@@ -21,75 +21,85 @@ use crate::{
 /// Query vectors that are multiplied at a time: with `Vector::COLUMNS`, as many sums as there are registers.
 const VECTORS: usize = 6;
 
-/// Computes an item of one key-value head.
+/// Computes an item.
 #[inline(always)]
 pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
     work: &Work<'_, Q, K>,
     item: &Item,
     scratch: &mut Scratch,
 ) {
-    let kv_head = item.kv_heads.start;
     let padded = padded::<K>(work.call.heads.head_dim);
     let num_vectors = item.num_vectors.next_multiple_of(2);
+    let total_vectors = item.kv_heads.len() * num_vectors;
     let [query, weighted, totals, references, keys, values, scores] = scratch.split([
-        num_vectors * padded,
-        num_vectors * padded,
-        num_vectors * LANES,
-        num_vectors.next_multiple_of(LANES),
+        total_vectors * padded,
+        total_vectors * padded,
+        total_vectors * LANES,
+        total_vectors.next_multiple_of(LANES),
         padded * KEY_TILE,
         KEY_TILE * padded,
         VECTORS * KEY_TILE,
     ]);
-    let state = State { weighted, totals, references };
+    let all = State { weighted, totals, references };
     let mut sights = Vec::with_capacity(num_vectors);
     let mut cells = [0; KEY_TILE];
     let row = work.members(item)[0].row;
     // SAFETY: the lengths above; the caller's promise about `V` and the batch.
     unsafe {
-        state.clear(num_vectors, padded);
-        work.gather(item, kv_head, query, &mut sights);
-        if num_vectors > item.num_vectors {
-            // The odd one out computes what the last one does, on zeros.
-            query.add(item.num_vectors * padded).write_bytes(0, padded);
-            sights.push(sights[item.num_vectors - 1]);
+        all.clear(total_vectors, padded);
+        for (index, kv_head) in item.kv_heads.clone().enumerate() {
+            let query = query.add(index * num_vectors * padded);
+            sights.clear();
+            work.gather(item, kv_head, query, &mut sights);
+            if num_vectors > item.num_vectors {
+                // The odd one out computes what the last one does, on zeros.
+                query.add(item.num_vectors * padded).write_bytes(0, padded);
+                sights.push(sights[item.num_vectors - 1]);
+            }
         }
         for begin in item.keys.clone().step_by(KEY_TILE) {
             let range = begin..(begin + KEY_TILE).min(item.keys.end);
             work.batch.cells(row, range.clone(), &mut cells);
-            pack_keys::<V, K>(work, kv_head, &cells, keys, padded);
-            pack_values::<V, K>(work, kv_head, &cells[..range.len()], values, padded);
-            let tile = Tile { keys, values, scores, len: range.len(), padded };
-            for first in (0..num_vectors).step_by(VECTORS) {
-                let count = VECTORS.min(num_vectors - first);
-                let sights = &sights[first..first + count];
-                if sights.iter().all(|sight| sight.end <= range.start || sight.start >= range.end) {
-                    continue;
-                }
-                let query = query.add(first * padded);
-                match count {
-                    6 => tile.scores::<V, 6>(query),
-                    4 => tile.scores::<V, 4>(query),
-                    _ => tile.scores::<V, 2>(query),
-                }
-                let is_partial =
-                    |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
-                let is_partial = range.len() < KEY_TILE || sights.iter().any(is_partial);
-                for (vector, sight) in sights.iter().enumerate() {
-                    let scores = scores.add(vector * KEY_TILE);
-                    if is_partial || work.call.soft_cap.is_some() {
-                        work.adjust::<V>(scores, 1.0, *sight, &range);
+            for (index, kv_head) in item.kv_heads.clone().enumerate() {
+                let state = all.skip(index * num_vectors, padded);
+                let query = query.add(index * num_vectors * padded);
+                pack_keys::<V, K>(work, kv_head, &cells, keys, padded);
+                pack_values::<V, K>(work, kv_head, &cells[..range.len()], values, padded);
+                let tile = Tile { keys, values, scores, len: range.len(), padded };
+                for first in (0..num_vectors).step_by(VECTORS) {
+                    let count = VECTORS.min(num_vectors - first);
+                    let sights = &sights[first..first + count];
+                    if sights.iter().all(|sight| sight.end <= range.start || sight.start >= range.end) {
+                        continue;
                     }
-                    state.softmax::<V>(first + vector, scores, work.factor(1.0), padded);
-                }
-                let weighted = weighted.add(first * padded);
-                match count {
-                    6 => tile.accumulate::<V, 6>(weighted),
-                    4 => tile.accumulate::<V, 4>(weighted),
-                    _ => tile.accumulate::<V, 2>(weighted),
+                    let query = query.add(first * padded);
+                    match count {
+                        6 => tile.scores::<V, 6>(query),
+                        4 => tile.scores::<V, 4>(query),
+                        _ => tile.scores::<V, 2>(query),
+                    }
+                    let is_partial =
+                        |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
+                    let is_partial = range.len() < KEY_TILE || sights.iter().any(is_partial);
+                    for (vector, sight) in sights.iter().enumerate() {
+                        let scores = scores.add(vector * KEY_TILE);
+                        if is_partial || work.call.soft_cap.is_some() {
+                            work.adjust::<V>(scores, 1.0, *sight, &range);
+                        }
+                        state.softmax::<V>(first + vector, scores, work.factor(1.0), padded);
+                    }
+                    let weighted = state.weighted.add(first * padded);
+                    match count {
+                        6 => tile.accumulate::<V, 6>(weighted),
+                        4 => tile.accumulate::<V, 4>(weighted),
+                        _ => tile.accumulate::<V, 2>(weighted),
+                    }
                 }
             }
         }
-        work.finish::<V>(item, kv_head, &state);
+        for (index, kv_head) in item.kv_heads.clone().enumerate() {
+            work.finish::<V>(item, kv_head, &all.skip(index * num_vectors, padded));
+        }
     }
 }
 
