@@ -68,31 +68,21 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     let all = State { weighted, totals, references };
     let tile = Tile::new([keys, values, weights], units, head_dim);
     let query: *mut u8 = query.cast();
-    let mut sights = Vec::with_capacity(num_vectors);
+    let mut sights = Vec::with_capacity(item.num_vectors);
     let mut blocks = Vec::with_capacity(num_vectors / ROWS);
     let mut next_cells = [0; KEY_TILE];
     let row = work.members(item)[0].row;
     all.clear(total_vectors, head_dim);
     for (index, kv_head) in item.kv_heads.clone().enumerate() {
-        let query = query.add(index * num_vectors * head_dim * 2);
-        sights.clear();
-        work.each_vector(item, kv_head, |vector, from, sight| {
-            let into = query.add(vector * head_dim * 2);
-            into.copy_from_nonoverlapping(work.call.query.as_ptr().add(from).cast(), head_dim * 2);
-            sights.push(sight);
-        });
-        // The surplus computes what the last vector does, on zeros.
-        query
-            .add(item.num_vectors * head_dim * 2)
-            .write_bytes(0, (num_vectors - item.num_vectors) * head_dim * 2);
-    }
-    sights.resize(num_vectors, sights[item.num_vectors - 1]);
-    for vector in 0..total_vectors {
-        query_units.add(vector).write(P::query(query.add(vector * head_dim * 2), head_dim));
+        let (first, into) = (index * num_vectors, query.add(index * num_vectors * head_dim * 2));
+        gather(work, item, kv_head, into, &mut sights);
+        for vector in 0..num_vectors {
+            query_units.add(first + vector).write(P::query(into.add(vector * head_dim * 2), head_dim));
+        }
     }
 
     let _ready = P::begin();
-    let (key_cache, value_cache) = (work.call.key_cache.as_ptr(), work.call.value_cache.as_ptr());
+    let caches = [work.call.key_cache.as_ptr(), work.call.value_cache.as_ptr()];
     let range_from = |begin: usize| begin..(begin + KEY_TILE).min(item.keys.end);
     // Where the heads of each key of a tile begin.
     let find = |range: Range<usize>, cells: &mut [usize; KEY_TILE]| {
@@ -105,64 +95,136 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     for begin in item.keys.clone().step_by(KEY_TILE) {
         let range = range_from(begin);
         let cells = next_cells;
-        let mut ahead: &[usize] = &[];
-        if range.end < item.keys.end {
-            find(range_from(range.end), &mut next_cells);
-            ahead = &next_cells;
-        }
         let sees = |sight: &Sight| sight.end > range.start && sight.start < range.end;
         blocks.clear();
-        blocks.extend(
-            (0..num_vectors).step_by(ROWS).filter(|&first| sights[first..first + ROWS].iter().any(sees)),
-        );
-        // The next tile is asked for little by little: blocks lie anywhere, so that the processor cannot foresee it.
-        let num_ahead = KEY_TILE.div_ceil((item.kv_heads.len() * blocks.len() * ROWS).max(1));
+        for first in (0..item.num_vectors).step_by(ROWS) {
+            let block = first..(first + ROWS).min(item.num_vectors);
+            if sights[block.clone()].iter().any(sees) {
+                blocks.push(block);
+            }
+        }
+        let num_times = item.kv_heads.len() * blocks.iter().map(Range::len).sum::<usize>();
+        let mut ahead = Ahead {
+            cells: &[],
+            num_at_once: KEY_TILE.div_ceil(num_times.max(1)),
+            caches,
+            num_elements: item.kv_heads.len() * head_dim,
+        };
+        if range.end < item.keys.end {
+            find(range_from(range.end), &mut next_cells);
+            ahead.cells = &next_cells;
+        }
         for index in 0..item.kv_heads.len() {
-            let state = all.skip(index * num_vectors, head_dim);
-            let query = query.add(index * num_vectors * head_dim * 2);
-            let query_units = query_units.add(index * num_vectors);
-            let at = |cell: usize| cells[cell] + index * head_dim;
-            pack_keys(|key| key_cache.add(at(key)).cast(), keys, head_dim);
-            pack_values(|key| value_cache.add(at(key)).cast(), values, head_dim);
+            let at = |key: usize| cells[key] + index * head_dim;
+            pack_keys(|key| caches[0].add(at(key)).cast(), keys, head_dim);
+            pack_values(|key| caches[1].add(at(key)).cast(), values, head_dim);
             P::keys_and_values(&tile);
-            let scores = |index: usize| scores.add(index % 2 * ROWS * KEY_TILE);
-            if let Some(first) = blocks.first() {
-                P::scores(&tile, query.add(first * head_dim * 2), scores(0));
-            }
-            for (index, &first) in blocks.iter().enumerate() {
-                if let Some(next) = blocks.get(index + 1) {
-                    P::scores(&tile, query.add(next * head_dim * 2), scores(index + 1));
-                }
-                let sights = &sights[first..first + ROWS];
-                let is_partial =
-                    |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
-                let adjusts =
-                    range.len() < KEY_TILE || work.call.soft_cap.is_some() || sights.iter().any(is_partial);
-                for (vector, &sight) in sights.iter().enumerate() {
-                    let (now, later) = ahead.split_at(num_ahead.min(ahead.len()));
-                    ahead = later;
-                    for cell in now {
-                        for element in (0..item.kv_heads.len() * head_dim).step_by(STEP) {
-                            Avx512::prefetch(key_cache.add(cell + element).cast());
-                            Avx512::prefetch(value_cache.add(cell + element).cast());
-                        }
-                    }
-                    let (scores, unit) =
-                        (scores(index).add(vector * KEY_TILE), *query_units.add(first + vector));
-                    if adjusts {
-                        work.adjust::<Avx512>(scores, unit, sight, &range);
-                    }
-                    let factor = work.factor(unit);
-                    let exponents = state.exponents::<Avx512>(first + vector, scores, factor, head_dim);
-                    P::weights(&tile, vector, exponents, state.totals.add((first + vector) * LANES), scores);
-                }
-                P::round(&tile, scores(index));
-                P::accumulate(&tile, state.weighted.add(first * head_dim));
-            }
+            let queries = Queries {
+                vectors: query.add(index * num_vectors * head_dim * 2),
+                units: query_units.add(index * num_vectors),
+                sights: &sights,
+                state: all.skip(index * num_vectors, head_dim),
+            };
+            attend::<P, Q, K>(work, (&tile, &range), &queries, &blocks, scores, &mut ahead);
         }
     }
     for (index, kv_head) in item.kv_heads.clone().enumerate() {
         work.finish::<Avx512>(item, kv_head, &all.skip(index * num_vectors, head_dim));
+    }
+}
+
+/// The queries of an item with one key-value head, as they are, and what they see. Matrix tiles are of 16: the surplus is
+/// zeros, and what is computed of it is left.
+#[inline(always)]
+unsafe fn gather<Q: Element, K: Element>(
+    work: &Work<'_, Q, K>,
+    item: &Item,
+    kv_head: usize,
+    into: *mut u8,
+    sights: &mut Vec<Sight>,
+) {
+    let bytes = work.call.heads.head_dim * 2;
+    let num_vectors = item.num_vectors.next_multiple_of(ROWS);
+    sights.clear();
+    into.add(item.num_vectors * bytes).write_bytes(0, (num_vectors - item.num_vectors) * bytes);
+    work.each_vector(item, kv_head, |vector, from, sight| {
+        let query = work.call.query.as_ptr().add(from).cast();
+        into.add(vector * bytes).copy_from_nonoverlapping(query, bytes);
+        sights.push(sight);
+    });
+}
+
+/// The queries of an item with one key-value head, and what they have seen so far.
+struct Queries<'a> {
+    /// `[vectors, head_dim]`, 16 bits.
+    vectors: *const u8,
+    /// `[vectors]`.
+    units: *const f32,
+    sights: &'a [Sight],
+    state: State,
+}
+
+/// The keys and values of the next tile. They are asked for little by little while this one is computed: blocks lie
+/// anywhere, so that the processor cannot foresee it.
+struct Ahead<'a, K> {
+    /// Where they begin.
+    cells: &'a [usize],
+    num_at_once: usize,
+    caches: [*const K; 2],
+    num_elements: usize,
+}
+
+impl<K> Ahead<'_, K> {
+    #[inline(always)]
+    unsafe fn ask(&mut self) {
+        let (now, later) = self.cells.split_at(self.num_at_once.min(self.cells.len()));
+        self.cells = later;
+        for cell in now {
+            for element in (0..self.num_elements).step_by(STEP) {
+                for cache in self.caches {
+                    Avx512::prefetch(cache.add(cell + element).cast());
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of at most 16 queries over one tile of keys, those at positions `range`. `scores` has room for two blocks.
+#[inline(always)]
+unsafe fn attend<P: Products, Q: Element, K: Element>(
+    work: &Work<'_, Q, K>,
+    (tile, range): (&Tile, &Range<usize>),
+    queries: &Queries<'_>,
+    blocks: &[Range<usize>],
+    scores: *mut f32,
+    ahead: &mut Ahead<'_, K>,
+) {
+    let scores = |index: usize| scores.add(index % 2 * ROWS * KEY_TILE);
+    let vectors = |block: &Range<usize>| queries.vectors.add(block.start * tile.head_dim * 2);
+    if let Some(first) = blocks.first() {
+        P::scores(tile, first.len(), vectors(first), scores(0));
+    }
+    for (index, block) in blocks.iter().enumerate() {
+        if let Some(next) = blocks.get(index + 1) {
+            P::scores(tile, next.len(), vectors(next), scores(index + 1));
+        }
+        let is_partial = |sight: &Sight| sight.start > range.start || sight.end < range.start + KEY_TILE;
+        let adjusts = range.len() < KEY_TILE
+            || work.call.soft_cap.is_some()
+            || queries.sights[block.clone()].iter().any(is_partial);
+        for vector in block.clone() {
+            ahead.ask();
+            let number = vector - block.start;
+            let (scores, unit) = (scores(index).add(number * KEY_TILE), *queries.units.add(vector));
+            if adjusts {
+                work.adjust::<Avx512>(scores, unit, queries.sights[vector], range);
+            }
+            let factor = work.factor(unit);
+            let exponents = queries.state.exponents::<Avx512>(vector, scores, factor, tile.head_dim);
+            P::weights(tile, number, exponents, queries.state.totals.add(vector * LANES), scores);
+        }
+        P::round(tile, block.len(), scores(index));
+        P::accumulate(tile, block.len(), queries.state.weighted.add(block.start * tile.head_dim));
     }
 }
 
@@ -230,8 +292,8 @@ pub(super) trait Products {
     /// The same of packed keys and values.
     #[inline(always)]
     unsafe fn keys_and_values(_tile: &Tile) {}
-    /// Q Kᵀ of 16 queries, `[16, head_dim]`, into `[16, KEY_TILE]`, in units of the query.
-    unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32);
+    /// Q Kᵀ of so many queries of `[16, head_dim]` at least, into `[16, KEY_TILE]`, in units of the query.
+    unsafe fn scores(tile: &Tile, num_queries: usize, query: *const u8, scores: *mut f32);
     /// Two to the power of each exponent, added to `total` `[LANES]`, and rounded into the weights of this query of 16; or
     /// left for [`Products::round`] where its scores, which are no longer needed, were.
     #[inline(always)]
@@ -252,11 +314,11 @@ pub(super) trait Products {
         _mm512_storeu_si512(weights.cast(), rounded[0]);
         _mm512_storeu_si512(weights.add(64).cast(), rounded[1]);
     }
-    /// Rounds what was left, of 16 queries.
+    /// Rounds what was left, of so many queries.
     #[inline(always)]
-    unsafe fn round(_tile: &Tile, _scores: *const f32) {}
-    /// Adds weights · V to the sums of 16 queries, `[16, head_dim]`.
-    unsafe fn accumulate(tile: &Tile, weighted: *mut f32);
+    unsafe fn round(_tile: &Tile, _num_queries: usize, _scores: *const f32) {}
+    /// Adds weights · V to the sums of so many queries of `[16, head_dim]` at least.
+    unsafe fn accumulate(tile: &Tile, num_queries: usize, weighted: *mut f32);
 }
 
 /// Pairs of elements of 16 keys side by side.

@@ -102,8 +102,8 @@ impl Products for Int16 {
     }
 
     #[inline(always)]
-    unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32) {
-        pairs::scores::<Self>(tile, query, scores);
+    unsafe fn scores(tile: &Tile, num_queries: usize, query: *const u8, scores: *mut f32) {
+        pairs::scores::<Self>(tile, num_queries, query, scores);
     }
 
     #[inline(always)]
@@ -125,7 +125,7 @@ impl Products for Int16 {
     }
 
     #[inline(always)]
-    unsafe fn round(tile: &Tile, scores: *const f32) {
+    unsafe fn round(tile: &Tile, num_queries: usize, scores: *const f32) {
         let mut sums = [Avx512::splat(0.0); ROWS];
         for (query, sum) in sums.iter_mut().enumerate() {
             *sum = Avx512::load(tile.weight_sums.add(query * LANES));
@@ -136,7 +136,7 @@ impl Products for Int16 {
         _mm512_storeu_ps(scales, _mm512_div_ps(_mm512_set1_ps(ONE), sums));
         // They are joined within quarters of a register, which are then put in order.
         let order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
-        for query in 0..ROWS {
+        for query in 0..num_queries {
             let scale = _mm512_set1_ps(*scales.add(query));
             for half in 0..2 {
                 let weights = scores.add(query * KEY_TILE + half * 2 * LANES);
@@ -150,8 +150,8 @@ impl Products for Int16 {
     }
 
     #[inline(always)]
-    unsafe fn accumulate(tile: &Tile, weighted: *mut f32) {
-        pairs::accumulate::<Self>(tile, weighted);
+    unsafe fn accumulate(tile: &Tile, num_queries: usize, weighted: *mut f32) {
+        pairs::accumulate::<Self>(tile, num_queries, weighted);
     }
 }
 

@@ -36,7 +36,7 @@ impl Products for Matrix {
     }
 
     #[inline(always)]
-    unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32) {
+    unsafe fn scores(tile: &Tile, _num_queries: usize, query: *const u8, scores: *mut f32) {
         amx::zero::<0>();
         amx::zero::<1>();
         amx::zero::<2>();
@@ -60,7 +60,7 @@ impl Products for Matrix {
     }
 
     #[inline(always)]
-    unsafe fn accumulate(tile: &Tile, weighted: *mut f32) {
+    unsafe fn accumulate(tile: &Tile, _num_queries: usize, weighted: *mut f32) {
         let (columns, stride) = (tile.head_dim / LANES, tile.head_dim * 4);
         amx::load::<4>(tile.weights, KEY_TILE * 2);
         amx::load::<5>(tile.weights.add(ROW_BYTES), KEY_TILE * 2);

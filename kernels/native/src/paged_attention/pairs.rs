@@ -40,13 +40,13 @@ impl Products for Pairs {
     unsafe fn begin() {}
 
     #[inline(always)]
-    unsafe fn scores(tile: &Tile, query: *const u8, scores: *mut f32) {
-        self::scores::<Self>(tile, query, scores);
+    unsafe fn scores(tile: &Tile, num_queries: usize, query: *const u8, scores: *mut f32) {
+        self::scores::<Self>(tile, num_queries, query, scores);
     }
 
     #[inline(always)]
-    unsafe fn accumulate(tile: &Tile, weighted: *mut f32) {
-        self::accumulate::<Self>(tile, weighted);
+    unsafe fn accumulate(tile: &Tile, num_queries: usize, weighted: *mut f32) {
+        self::accumulate::<Self>(tile, num_queries, weighted);
     }
 }
 
@@ -100,8 +100,8 @@ pub(super) trait Dot {
 
 /// As of [`Products::scores`].
 #[inline(always)]
-pub(super) unsafe fn scores<D: Dot>(tile: &Tile, query: *const u8, scores: *mut f32) {
-    for first in (0..ROWS).step_by(QUERIES) {
+pub(super) unsafe fn scores<D: Dot>(tile: &Tile, num_queries: usize, query: *const u8, scores: *mut f32) {
+    for first in (0..num_queries).step_by(QUERIES) {
         let query = query.add(first * tile.head_dim * 2);
         let mut sums = [[D::zero(); KEY_TILE / LANES]; QUERIES];
         for step in 0..tile.head_dim / STEP {
@@ -123,17 +123,17 @@ pub(super) unsafe fn scores<D: Dot>(tile: &Tile, query: *const u8, scores: *mut 
 
 /// As of [`Products::accumulate`].
 #[inline(always)]
-pub(super) unsafe fn accumulate<D: Dot>(tile: &Tile, weighted: *mut f32) {
+pub(super) unsafe fn accumulate<D: Dot>(tile: &Tile, num_queries: usize, weighted: *mut f32) {
     let columns = tile.head_dim / LANES;
     let mut column = 0;
     while column + 4 <= columns {
-        for first in (0..ROWS).step_by(QUERIES) {
+        for first in (0..num_queries).step_by(QUERIES) {
             accumulate_columns::<D, QUERIES, 4>(tile, weighted, first, column);
         }
         column += 4;
     }
     if column < columns {
-        for first in (0..ROWS).step_by(2 * QUERIES) {
+        for first in (0..num_queries).step_by(2 * QUERIES) {
             accumulate_columns::<D, { 2 * QUERIES }, 2>(tile, weighted, first, column);
         }
     }
