@@ -266,6 +266,13 @@ pub(super) struct Sight {
     pub(super) end: usize,
 }
 
+impl Sight {
+    /// Whether some of these keys are seen.
+    pub(super) fn meets(&self, keys: &std::ops::Range<usize>) -> bool {
+        self.end > keys.start && self.start < keys.end
+    }
+}
+
 impl<Q: Element, K: Element> Work<'_, Q, K> {
     pub(super) fn members(&self, item: &Item) -> &[Member] {
         &self.plan.members[item.members.clone()]

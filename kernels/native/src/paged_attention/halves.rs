@@ -95,11 +95,10 @@ pub(super) unsafe fn compute<P: Products, Q: Element, K: Element>(
     for begin in item.keys.clone().step_by(KEY_TILE) {
         let range = range_from(begin);
         let cells = next_cells;
-        let sees = |sight: &Sight| sight.end > range.start && sight.start < range.end;
         blocks.clear();
         for first in (0..item.num_vectors).step_by(ROWS) {
             let block = first..(first + ROWS).min(item.num_vectors);
-            if sights[block.clone()].iter().any(sees) {
+            if sights[block.clone()].iter().any(|sight| sight.meets(&range)) {
                 blocks.push(block);
             }
         }

@@ -69,7 +69,7 @@ pub(super) unsafe fn compute<V: Vector, Q: Element, K: Element>(
                 for first in (0..num_vectors).step_by(VECTORS) {
                     let count = VECTORS.min(num_vectors - first);
                     let sights = &sights[first..first + count];
-                    if sights.iter().all(|sight| sight.end <= range.start || sight.start >= range.end) {
+                    if !sights.iter().any(|sight| sight.meets(&range)) {
                         continue;
                     }
                     let query = query.add(first * padded);
