@@ -50,8 +50,8 @@ class Recording(Generic[Result]):
         self._selections: list[tuple[Tensor, Tensor]] = []  # sources and destinations
         token = _RECORDING.set(self)
         try:
-            with _NativeKernelsOnly(), ExitStack() as self._recording:  # type: ignore[no-untyped-call]
-                self._recording.enter_context(self._program)
+            with _NativeKernelsOnly(), ExitStack() as self._entered:  # type: ignore[no-untyped-call]
+                self._entered.enter_context(self._program)
                 self.result = launch()  # in memory that every run writes anew
         finally:
             _RECORDING.reset(token)
@@ -66,7 +66,7 @@ class Recording(Generic[Result]):
     def run_selected(self, indices: Tensor, plans: Sequence[_native.AttentionPlan]) -> None:
         """What comes after `select_rows`, for the tokens `indices` [s] int64 of the last run; `plans` of them."""
         for source, destination in self._selections:
-            destination[: len(indices)] = source.index_select(0, indices)
+            torch.index_select(source, 0, indices, out=destination[: len(indices)])
         self._program_of_selected.run(len(indices), list(plans))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -77,14 +77,14 @@ class Recording(Generic[Result]):
         """See the module's: here the first program ends and the second begins, in memory of its own."""
         if self._selections:
             raise NotRecordableError("a pass selects rows once")
-        self._recording.close()
-        self._recording.enter_context(self._program_of_selected)
+        self._entered.close()
+        self._entered.enter_context(self._program_of_selected)
         selected = [self.empty(tensor.shape, tensor.dtype) for tensor in tensors]
-        self._selections = [(self._whole(a), self._whole(b)) for a, b in zip(tensors, selected, strict=True)]
+        self._selections = [(self.whole(a), self.whole(b)) for a, b in zip(tensors, selected, strict=True)]
         return selected
 
-    def _whole(self, tensor: Tensor) -> Tensor:
-        """The memory that the first tokens were taken of."""
+    def whole(self, tensor: Tensor) -> Tensor:
+        """[max_tokens, ...]: the memory that a tensor of the pass, [RECORDED_TOKENS, ...], is the beginning of."""
         return tensor.as_strided((self._max_tokens, *tensor.shape[1:]), tensor.stride())
 
 

@@ -41,8 +41,7 @@ class RecordedPass:
 
         self._recording = Recording(launch, max_tokens)
         self._plans, self._sampled_plans = list(attention.plans), list(sampled.attention.plans)
-        hidden = self._recording.result
-        self._hidden = hidden.as_strided((max_tokens, hidden.shape[1]), hidden.stride())
+        self._hidden = self._recording.whole(self._recording.result)
 
     @classmethod
     def of(cls, model: CausalLM, kv_cache: KvCache, slots: Slots) -> "RecordedPass | None":
@@ -53,7 +52,7 @@ class RecordedPass:
             return None
 
     def run(self, inputs: Inputs, layout: Layout) -> Tensor:
-        """Hidden states [S, hidden] of what samples."""
+        """Hidden states [S, hidden] of what samples, valid until the next run."""
         token_ids, context = self._slots.resolve(inputs, HostLengths.of(layout))
         num_tokens = len(token_ids)
         self._tokens[:num_tokens] = token_ids
